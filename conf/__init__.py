@@ -1,0 +1,1 @@
+"""Configuration: one commented yaml for every option, typed by the schemas that `conf.schema` registers."""

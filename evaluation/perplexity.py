@@ -1,0 +1,58 @@
+"""Loss and next-token accuracy on text: the probe of every pruning event, and perplexity as the pruning papers take it.
+
+Windows do not overlap, the tail is dropped, no token is put before a window, and every predicted token counts once.
+Letters: N blocks, T tokens in a block, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """How well a model predicts a text, block by block, so that two models can be compared on the same blocks."""
+
+    loss_sums: list[float]
+    """Nats, summed over the predicted tokens of each block, (N,)."""
+
+    correct: list[int]
+    """Tokens of each block that were the model's first choice, (N,)."""
+
+    tokens_per_block: int
+    """Predicted tokens in a block: T - 1."""
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return sum(self.loss_sums) / (len(self.loss_sums) * self.tokens_per_block)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def token_accuracy(self) -> float:
+        """Fraction of tokens that were the model's first choice, in [0, 1]."""
+        return sum(self.correct) / (len(self.correct) * self.tokens_per_block)
+
+
+def score_text(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int = 8) -> TextScore:
+    """Score every token of `blocks` (N, T) but each block's first. The loss is taken in float32."""
+    loss_sums: list[float] = []
+    correct: list[int] = []
+    with torch.inference_mode():
+        for batch in tqdm(blocks.split(batch_size), desc="text", leave=False):
+            ids = batch.to(model.device)
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+            targets = ids[:, 1:]
+            chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            loss_sums += (logits.logsumexp(-1) - chosen).sum(dim=1, dtype=torch.float64).tolist()
+            correct += (logits.argmax(-1) == targets).sum(dim=1).tolist()
+    return TextScore(loss_sums, correct, blocks.shape[1] - 1)

@@ -1,0 +1,234 @@
+"""The table at the end of a run, and the model card of its checkpoint, made of the same rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.result import RunResult
+from evaluation.zeroshot import SEVEN, main_metric
+
+STAGES = ("dense", "pruned", "recovered", "control")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    label: str
+    cells: dict[str, str]
+    """Stage -> what stands there; a stage without a figure is left out."""
+
+
+def report_rows(metrics: Mapping[str, float | None]) -> list[list[Row]]:
+    """Return the rows of the main table in three parts: tasks, text, cost."""
+    tasks = _ordered_tasks(metrics)
+    zeroshot = [_task_row(metrics, task) for task in tasks]
+    zeroshot += [
+        _row(metrics, "mean of seven", "zeroshot/mean", _with_error),
+        _row(metrics, "mean where dense beats chance", "zeroshot/mean_above_chance", _with_error),
+    ]
+    texts = sorted({name.split("/", 1)[1] for name in metrics if "/ppl/" in name})
+    text = [_row(metrics, f"perplexity, {name.removeprefix('ppl/')}", name, _plain("{:.2f}")) for name in texts]
+    text.append(_row(metrics, "next-token accuracy", "probe/tok_acc", _plain("{:.4f}")))
+    cost = [
+        _row(metrics, "parameters", "params", _plain("{:,.0f}")),
+        _row(metrics, "MACs (one sequence)", "macs", _scaled(1e9, " G")),
+        _row(metrics, "weights", "weights_bytes", _scaled(2**20, " MiB")),
+        _row(metrics, "peak memory", "peak_bytes", _scaled(2**20, " MiB")),
+        _row(metrics, "prefill, tokens/s", "prefill_tok_s", _plain("{:,.0f}")),
+        _row(metrics, "decode, tokens/s", "decode_tok_s", _plain("{:,.1f}")),
+    ]
+    return [[row for row in part if row.cells] for part in (zeroshot, text, cost)]
+
+
+def print_report(result: RunResult) -> None:
+    """Print the tables of a finished run: stages side by side, then ratio, stability and generalization."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if Console().is_terminal else 100)
+    parts = [part for part in report_rows(result.metrics) if part]
+    stages = [stage for stage in STAGES if any(stage in row.cells for part in parts for row in part)]
+    table = Table(title=result.name, box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("")
+    for stage in stages:
+        table.add_column(stage, justify="right")
+    for part in parts:
+        for row in part:
+            table.add_row(row.label, *(row.cells.get(stage, "") for stage in stages), end_section=row is part[-1])
+    console.print(table)
+    facts = Table(box=box.SIMPLE_HEAD, show_header=False)
+    facts.add_column("")
+    facts.add_column("", justify="right")
+    facts.add_column("", style="dim")
+    for label, value, note in fact_rows(result.metrics):
+        facts.add_row(label, value, note)
+    console.print(facts)
+
+
+def fact_rows(metrics: Mapping[str, float | None]) -> list[tuple[str, str, str]]:
+    """Return (what, figure, how to read it) for the ratios, the stability and the generalization of a run."""
+
+    def known(name: str) -> bool:
+        return metrics.get(name) is not None
+
+    def number(name: str, form: str) -> str:
+        value = metrics.get(name)
+        return "-" if value is None or not math.isfinite(value) else form.format(value)
+
+    low, high = (number(f"stability/instability/tok_acc_{end}", "{:.1%}") for end in ("low", "high"))
+    rows = [
+        (
+            "removed: asked / reached",
+            "pruned/ratio_reached",
+            number("pruned/ratio_asked", "{:.2%}") + " / " + number("pruned/ratio_reached", "{:.2%}"),
+            "",
+        ),
+        (
+            "instability, next-token accuracy",
+            "stability/instability_mean/tok_acc",
+            number("stability/instability_mean/tok_acc", "{:.1%}"),
+            f"drop at the cut, of what was there [{low}, {high}]"
+            if low != "-"
+            else "drop at the cut, of what was there",
+        ),
+        (
+            "stability, next-token accuracy",
+            "stability/pct_mean/tok_acc",
+            number("stability/pct_mean/tok_acc", "{:.1f} %"),
+            "retained at the cut",
+        ),
+        (
+            "instability, loss",
+            "stability/instability_mean/loss",
+            number("stability/instability_mean/loss", "{:+.3f}"),
+            "nats per token",
+        ),
+        (
+            "instability, zero-shot mean",
+            "stability/instability_mean/zeroshot",
+            number("stability/instability_mean/zeroshot", "{:.1%}"),
+            "",
+        ),
+        (
+            "recovered, next-token accuracy",
+            "stability/recovered_frac/tok_acc",
+            number("stability/recovered_frac/tok_acc", "{:.1%}"),
+            "of the drop",
+        ),
+        (
+            "recovered, loss",
+            "stability/recovered_frac/loss",
+            number("stability/recovered_frac/loss", "{:.1%}"),
+            "of the rise",
+        ),
+        (
+            "generalization gain, next-token accuracy",
+            "generalization/gain/tok_acc",
+            number("generalization/gain/tok_acc", "{:+.4f}"),
+            "against the unpruned model, same recovery",
+        ),
+        (
+            "generalization gain, loss",
+            "generalization/gain/loss",
+            number("generalization/gain/loss", "{:+.3f}"),
+            "nats per token; above 0 = better",
+        ),
+        (
+            "generalization gain, zero-shot mean",
+            "generalization/gain/zeroshot",
+            number("generalization/gain/zeroshot", "{:+.3f}"),
+            "",
+        ),
+        (
+            "generalization gap, loss",
+            "generalization/gap/loss",
+            number("generalization/gap/loss", "{:+.3f}"),
+            "held-out minus training text, nats per token",
+        ),
+    ]
+    return [(label, value, note) for label, name, value, note in rows if known(name)]
+
+
+def model_card(result: RunResult) -> str:
+    """Return the README.md of the checkpoint: what it is, how it was made, its figures, how to load it."""
+    parts = [row for part in report_rows(result.metrics) for row in part]
+    stages = [stage for stage in ("dense", "pruned", "recovered") if any(stage in row.cells for row in parts)]
+    lines = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [pruned, secateur]\n---\n",
+        f"# {result.name}\n",
+        f"{result.config['model']['name']} with {result.metrics.get('pruned/ratio_of_total') or 0:.1%} of its parameters "
+        f"removed by structural pruning (importance: {result.choices['importance']}, schedule: "
+        f"{result.choices['schedule']}, recovery: {result.choices['recovery']}).\n",
+        "| | " + " | ".join(stages) + " |",
+        "|---" * (len(stages) + 1) + "|",
+        *(f"| {row.label} | " + " | ".join(row.cells.get(stage, "") for stage in stages) + " |" for row in parts),
+        "",
+        "The layers have unequal widths (`per_layer_config` in config.json). Load it with\n",
+        "```python\nfrom pathlib import Path\n\nimport torch\n\nfrom pruning.checkpoint import load_checkpoint\n\n"
+        f'model = load_checkpoint(Path("."), torch.{result.config["model"]["dtype"]})\n```\n',
+    ]
+    return "\n".join(lines)
+
+
+def per_task_table(metrics: Mapping[str, float | None]) -> tuple[list[str], list[list[Any]]]:
+    """Return columns and rows with one line for every stage, task and metric."""
+    rows: list[list[Any]] = []
+    for stage in STAGES:
+        for task in _ordered_tasks(metrics):
+            prefix = f"{stage}/zeroshot/{task}"
+            rows += [
+                [
+                    stage,
+                    task,
+                    name,
+                    metrics[f"{prefix}/{name}"],
+                    metrics.get(f"{prefix}/stderr"),
+                    metrics[f"{prefix}/n"],
+                ]
+                for name in ("acc", "acc_norm")
+                if f"{prefix}/{name}" in metrics
+            ]
+    return ["stage", "task", "metric", "value", "stderr", "n"], rows
+
+
+def _ordered_tasks(metrics: Mapping[str, float | None]) -> list[str]:
+    tasks = {name.split("/")[2] for name in metrics if name.startswith("dense/zeroshot/") and name.endswith("/acc")}
+    return [task for task in SEVEN if task in tasks] + sorted(tasks - set(SEVEN))
+
+
+def _task_row(metrics: Mapping[str, float | None], task: str) -> Row:
+    prefix = f"dense/zeroshot/{task}/"
+    own = {name.removeprefix(prefix): 0.0 for name in metrics if name.startswith(prefix)}
+    main = main_metric(task, own)
+    cells = {}
+    for stage in STAGES:
+        value = metrics.get(f"{stage}/zeroshot/{task}/{main}")
+        if value is not None:
+            cells[stage] = f"{value:.3f} ± {metrics[f'{stage}/zeroshot/{task}/stderr'] or 0:.3f}"
+    return Row(f"{task} ({main})", cells)
+
+
+def _row(metrics: Mapping[str, float | None], label: str, name: str, form: Callable[..., str]) -> Row:
+    cells = {}
+    for stage in STAGES:
+        value = metrics.get(f"{stage}/{name}")
+        if value is not None:
+            cells[stage] = form(value, metrics.get(f"{stage}/{name}_stderr"))
+    return Row(label, cells)
+
+
+def _plain(form: str) -> Callable[..., str]:
+    return lambda value, _: form.format(value)
+
+
+def _scaled(unit: float, suffix: str) -> Callable[..., str]:
+    return lambda value, _: f"{value / unit:,.2f}{suffix}"
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.3f} ± {error or 0:.3f}"

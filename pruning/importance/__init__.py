@@ -1,0 +1,1 @@
+"""Importance estimators, one a file. Higher scores are more important."""

@@ -1,0 +1,1 @@
+"""Recovery of a pruned model. Imports pruning, never evaluation."""

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from conf import identity, schema
+
+CONF = Path(schema.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    schema.register()
+    identity.register()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        yield
+
+
+@lru_cache
+def composed(*overrides: str) -> DictConfig:
+    return compose("config", overrides=list(overrides), return_hydra_config=True)
+
+
+def key(*overrides: str) -> str:
+    return identity.run_key(composed(*overrides))
+
+
+QUICKSTART_BY_HAND = (
+    "study=mine",
+    "evaluation.items=40",
+    "evaluation.text_tokens=4096",
+    "recovery.learning_rate=0.001",
+    "recovery.warmup_steps=2",
+    "recovery.steps=16",
+    "stability.blocks=32",
+)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("experiment=quickstart",), QUICKSTART_BY_HAND),
+        (("pruning.ratio=0", "seed=0"), ("pruning.ratio=0.0",)),
+        (("pruning=mlp_only",), ("pruning.attention=false",)),
+        (("importance=l1",), ("importance=l2", "importance.power=1")),
+        (("importance=random", "seed=3"), ("importance=random", "importance.seed=3", "seed=3")),
+    ],
+)
+def test_equal_configurations_have_one_key_however_asked_for(one: tuple[str, ...], other: tuple[str, ...]) -> None:
+    assert key(*one) == key(*other)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 1),
+        ("pruning.ratio", 0.21),
+        ("pruning.protect_first", 3),
+        ("pruning.mlp", False),
+        ("importance.order", "second"),
+        ("model.path", "another/model"),
+        ("model.dtype", "bfloat16"),
+        ("data.calibration_samples", 31),
+        ("recovery.steps", 199),
+        ("recovery.when", "each"),
+        ("evaluation.items", 49),
+        ("evaluation.items", None),
+        ("evaluation.tasks", ["piqa"]),
+        ("evaluation.windows", [64]),
+        ("evaluation.texts", {"passages": "mine.txt"}),
+        ("stability.blocks", 63),
+    ],
+)
+def test_a_value_that_figures_depend_on_changes_the_key(name: str, value: object) -> None:
+    config = copy.deepcopy(composed())
+    OmegaConf.update(config, name, value, merge=False)
+    assert identity.run_key(config) != key()
+
+
+@pytest.mark.parametrize("group", ["schedule", "importance", "data"])
+def test_two_options_of_a_group_never_share_a_key(group: str) -> None:
+    needed = {"pretrained": ["model.path=m"], "local": ["data.path=t.txt"]}
+    options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    keys = {option: key(f"{group}={option}", *needed.get(option, [])) for option in options}
+    assert [(one, other) for one, other in combinations(options, 2) if keys[one] == keys[other]] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tracking.tags", ["a", "b"]),
+        ("study", "other"),
+        ("runs_dir", "elsewhere"),
+        ("cache_dir", "elsewhere"),
+        ("force", True),
+        ("save_model", False),
+    ],
+)
+def test_where_a_run_goes_and_is_shown_does_not_change_the_key(name: str, value: object) -> None:
+    config = copy.deepcopy(composed())
+    OmegaConf.update(config, name, value, merge=False)
+    assert identity.run_key(config) == key()
+
+
+def test_not_tracking_a_run_does_not_change_its_key() -> None:
+    assert key("tracking=none") == key()
+
+
+def test_the_key_is_8_hexadecimal_digits() -> None:
+    assert re.fullmatch(r"[0-9a-f]{8}", key())
+
+
+def test_the_name_says_what_was_chosen() -> None:
+    overrides = ("model=tiny_llama", "importance=l2", "pruning.ratio=0.5", "schedule=cubic", "recovery=none", "seed=4")
+    config = composed(*overrides)
+    name = identity.run_name(config, config.hydra.runtime.choices)
+    assert name == f"tiny_llama-l2-r0.50-cubic-none-s4-{key(*overrides)}"
+
+
+def test_the_run_folder_lies_under_runs_dir_and_study_by_its_name() -> None:
+    config = composed("runs_dir=there", "study=mine")
+    name = identity.run_name(config, config.hydra.runtime.choices)
+    assert config.hydra.run.dir == f"there/mine/{name}"
+    assert f"{config.hydra.sweep.dir}/{config.hydra.sweep.subdir}" == f"there/mine/{name}"
+
+
+def test_the_resolved_configuration_is_plain_and_without_hydra() -> None:
+    plain = identity.resolved(composed("importance=random", "seed=6", "runs_dir=there"))
+    assert set(plain) == set(schema.ExperimentConfig.__dataclass_fields__)
+    assert plain["importance"] == {"seed": 6}
+    assert plain["model"]["dtype"] == "float32"
+    assert plain["cache_dir"] == "there/.cache"

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from evaluation.cost import measure_cost, peak_rise, weight_bytes
+from evaluation.measure import CostConfig
+from pruning.families import find_layout, find_units
+from pruning.surgery import cut
+from pruning.units import PruningPlan
+from tests.conftest import SIZES, build
+
+CONFIG = CostConfig(macs_tokens=16, batch_size=2, prefill_tokens=32, decode_tokens=4, repetitions=1)
+HIDDEN, INNER, LAYERS = SIZES["hidden_size"], SIZES["intermediate_size"], SIZES["num_hidden_layers"]
+HEADS, HEAD, VOCABULARY = SIZES["num_attention_heads"], SIZES["head_dim"], SIZES["vocab_size"]
+KV_HEADS = 4
+
+ATTENTION = 2 * HIDDEN * HEADS * HEAD + 2 * HIDDEN * KV_HEADS * HEAD  # q and o, k and v
+MLP = 3 * HIDDEN * INNER
+
+
+def linear_macs(tokens: int) -> int:
+    return tokens * (LAYERS * (ATTENTION + MLP) + HIDDEN * VOCABULARY)
+
+
+def attention_macs(tokens: int) -> int:
+    return LAYERS * 2 * HEADS * HEAD * tokens * tokens
+
+
+def rotary_macs(tokens: int) -> int:
+    return tokens * HEAD // 2
+
+
+def test_params_count_a_tied_head_once(llama: PreTrainedModel) -> None:
+    expected = VOCABULARY * HIDDEN + LAYERS * (ATTENTION + MLP + 2 * HIDDEN) + HIDDEN
+    assert measure_cost(llama, CONFIG)["params"] == expected
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_weights_bytes_are_parameters_times_their_size(llama: PreTrainedModel, dtype: torch.dtype, size: int) -> None:
+    expected = VOCABULARY * HIDDEN + LAYERS * (ATTENTION + MLP + 2 * HIDDEN) + HIDDEN
+    assert weight_bytes(llama.to(dtype)) == size * expected
+
+
+@pytest.mark.parametrize("tokens", [16, 48])
+def test_macs_are_those_of_the_projections_the_head_and_attention(llama: PreTrainedModel, tokens: int) -> None:
+    config = CostConfig(macs_tokens=tokens, batch_size=2, prefill_tokens=32, decode_tokens=4, repetitions=1)
+    macs = measure_cost(llama, config)["macs"]
+    assert linear_macs(tokens) <= macs <= linear_macs(tokens) + attention_macs(tokens) + rotary_macs(tokens)
+
+
+def test_macs_are_counted_for_the_asked_tokens_though_the_timed_prompt_is_shorter(llama: PreTrainedModel) -> None:
+    config = CostConfig(macs_tokens=64, batch_size=1, prefill_tokens=16, decode_tokens=4, repetitions=1)
+    assert measure_cost(llama, config)["macs"] >= linear_macs(64)
+
+
+def cut_two_units_of_each(model: PreTrainedModel) -> None:
+    layout = find_layout(model)
+    groups = find_units(model, layout)
+    kept = {name: tuple(range(2, group.num_units)) for name, group in groups.items()}
+    cut(model, layout, groups, PruningPlan(kept, ratio_asked=0.1, ratio_reached=0.1))
+
+
+def test_cutting_takes_the_cut_weights_out_of_every_count(llama: PreTrainedModel) -> None:
+    dense = measure_cost(llama, CONFIG)
+    cut_two_units_of_each(llama)
+    pruned = measure_cost(llama, CONFIG)
+    query_heads_per_unit = HEADS // KV_HEADS
+    lost = LAYERS * (2 * (2 * query_heads_per_unit + 2) * HEAD * HIDDEN + 2 * 3 * HIDDEN)
+    assert dense["params"] - pruned["params"] == lost
+    assert dense["weights_bytes"] - pruned["weights_bytes"] == 4 * lost
+    lost_attention = LAYERS * 2 * 2 * query_heads_per_unit * HEAD * 16 * 16
+    assert 16 * lost <= dense["macs"] - pruned["macs"] <= 16 * lost + lost_attention
+
+
+def test_every_figure_is_there_and_speeds_are_positive() -> None:
+    cost = measure_cost(build("llama_mha"), CONFIG)
+    expected = {"params", "weights_bytes", "macs", "prefill_tok_s", "decode_tok_s"}
+    assert expected <= set(cost) <= expected | {"peak_bytes"}
+    assert cost["prefill_tok_s"] > 0
+    assert cost["decode_tok_s"] > 0
+    assert cost.get("peak_bytes", cost["weights_bytes"]) >= cost["weights_bytes"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_peak_memory_sees_what_an_action_takes_and_gives_back() -> None:
+    size = 64 * 2**20
+
+    def take() -> None:
+        for _ in range(5):
+            torch.ones(size // 4).sum()
+
+    rise = peak_rise(take, torch.device("cpu"))
+    assert rise is not None
+    assert size // 2 < rise < 4 * size
+
+
+def test_measuring_leaves_the_model_as_it_was(llama: PreTrainedModel) -> None:
+    before = {name: value.clone() for name, value in llama.state_dict().items()}
+    measure_cost(llama, CONFIG)
+    assert all(torch.equal(value, before[name]) for name, value in llama.state_dict().items())
+    assert not llama.training

@@ -93,6 +93,8 @@ def experiment(bench: Bench) -> tuple[dict[str, float], list[EventReport]]:
 
     pruned_metrics, report, events = prune_and_recover(bench)
     metrics |= pruned_metrics | report.metrics()
+    if report.adapter:
+        bench.run.keep_adapter(report.adapter)
 
     with bench.run.stage("recovered"):
         recovered = bench.evaluator.snapshot(bench.model)

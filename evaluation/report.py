@@ -89,15 +89,15 @@ def fact_rows(metrics: Mapping[str, float | None]) -> list[tuple[str, str, str]]
             "",
         ),
         (
-            "instability, next-token accuracy",
+            "instability, token accuracy",
             "stability/instability_mean/tok_acc",
             number("stability/instability_mean/tok_acc", "{:.1%}"),
-            f"drop at the cut, of what was there [{low}, {high}]"
+            f"drop at the cut [{low}, {high}]"
             if low != "-"
-            else "drop at the cut, of what was there",
+            else "drop at the cut",
         ),
         (
-            "stability, next-token accuracy",
+            "stability, token accuracy",
             "stability/pct_mean/tok_acc",
             number("stability/pct_mean/tok_acc", "{:.1f} %"),
             "retained at the cut",
@@ -115,7 +115,7 @@ def fact_rows(metrics: Mapping[str, float | None]) -> list[tuple[str, str, str]]
             "",
         ),
         (
-            "recovered, next-token accuracy",
+            "recovered, token accuracy",
             "stability/recovered_frac/tok_acc",
             number("stability/recovered_frac/tok_acc", "{:.1%}"),
             "of the drop",
@@ -127,10 +127,10 @@ def fact_rows(metrics: Mapping[str, float | None]) -> list[tuple[str, str, str]]
             "of the rise",
         ),
         (
-            "generalization gain, next-token accuracy",
+            "generalization gain, token accuracy",
             "generalization/gain/tok_acc",
             number("generalization/gain/tok_acc", "{:+.4f}"),
-            "against the unpruned model, same recovery",
+            "against the unpruned model, recovered alike",
         ),
         (
             "generalization gain, loss",
@@ -148,7 +148,7 @@ def fact_rows(metrics: Mapping[str, float | None]) -> list[tuple[str, str, str]]
             "generalization gap, loss",
             "generalization/gap/loss",
             number("generalization/gap/loss", "{:+.3f}"),
-            "held-out minus training text, nats per token",
+            "held-out minus training text",
         ),
     ]
     return [(label, value, note) for label, name, value, note in rows if known(name)]

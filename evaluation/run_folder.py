@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 import traceback
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.result import RunResult
-from pruning.files import write_json, write_text
+from pruning.files import whole_folder, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,11 @@ class RunFolder:
             except (OSError, ValueError):
                 stages = {}
             write_json(path, stages | {stage: score})
+
+    def keep_adapter(self, source: Path) -> None:
+        """Copy a trained adapter, in peft's own format, to `adapter/`."""
+        with whole_folder(self.adapter) as folder:
+            shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json", "trainer"))
 
     def done(self, result: RunResult) -> None:
         """Write the result; from now on the run is done."""

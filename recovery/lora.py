@@ -116,6 +116,7 @@ class Lora(Recovery):
         from peft import LoraConfig, get_peft_model
         from transformers import PrinterCallback, Trainer, set_seed
 
+        use_cache = model.config.use_cache
         set_seed(seed)
         adapted = get_peft_model(
             model,
@@ -137,7 +138,6 @@ class Lora(Recovery):
             callbacks=[callback],
         )
         trainer.remove_callback(PrinterCallback)
-        use_cache = model.config.use_cache
         trainer.train()
         model.config.use_cache = use_cache  # the Trainer switches it off, and it would be saved so
         if not math.isfinite(callback.losses[-1]):

@@ -105,7 +105,7 @@ def test_every_experiment_composes_into_typed_objects(experiment: str) -> None:
 
 def test_an_experiment_gives_way_to_the_command_line() -> None:
     config = composed("experiment=quickstart", "evaluation.items=7", "importance=l2")
-    assert config.evaluation.items == 7
+    assert config.evaluation["items"] == 7
     assert config.hydra.runtime.choices["importance"] == "l2"
     assert config.importance.power == 2
 

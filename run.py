@@ -27,6 +27,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from conf import hints, identity, schema
 from evaluation.report import model_card, print_report
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
     from evaluation.measure import Evaluator
     from evaluation.stability import EventReport
     from pruning.allocation import Allocator
+    from pruning.blocks import RunTexts
     from pruning.cache import Cache
     from pruning.families import DecoderLayout
-    from pruning.text import RunTexts
     from recovery.base import RecoveryReport
 
 log = logging.getLogger("secateur")
@@ -60,13 +61,11 @@ class Bench:
     layout: DecoderLayout
     allocator: Allocator
     ratios: tuple[float, ...]
+    parts: int
+    """Number of trainings that the recovery is divided into."""
+
     texts: RunTexts
     evaluator: Evaluator
-
-    @property
-    def parts(self) -> int:
-        """Number of trainings that the recovery is divided into."""
-        return self.config.recovery.parts(len(self.ratios))
 
     def recover(self, model: Any, part: int, *, silent: bool = False) -> RecoveryReport:
         """Train one part of the recovery on `model`, in place."""
@@ -167,22 +166,34 @@ def prepare(config: schema.ExperimentConfig, run: RunFolder, tracker: Tracker) -
     """
     from evaluation.measure import Evaluator
     from pruning.allocation import Allocator
+    from pruning.blocks import draw_texts
     from pruning.cache import Cache
     from pruning.checkpoint import require_space_for
     from pruning.families import find_layout
     from pruning.model import choose_device
-    from pruning.text import draw_texts
 
+    ratios = config.schedule.ratios(config.pruning.ratio)
+    parts = config.recovery.parts(len(ratios))
     cache, device = Cache(Path(config.cache_dir)), choose_device(config.device)
     model, tokenizer = config.model.load(cache, device)
     layout = find_layout(model)
-    allocator = Allocator(config.pruning, model, layout)
     if config.save_model:
         require_space_for(model, run.path)
-    evaluator = Evaluator(config.evaluation, config.stability, tokenizer, cache)
-    texts = draw_texts(config.data, config.recovery.blocks_needed(), model, tokenizer, cache, config.seed)
-    ratios = config.schedule.ratios(config.pruning.ratio)
-    return Bench(config, run, tracker, cache, device, model, tokenizer, layout, allocator, ratios, texts, evaluator)
+    return Bench(
+        config=config,
+        run=run,
+        tracker=tracker,
+        cache=cache,
+        device=device,
+        model=model,
+        tokenizer=tokenizer,
+        layout=layout,
+        allocator=Allocator(config.pruning, model, layout),
+        ratios=ratios,
+        parts=parts,
+        evaluator=Evaluator(config.evaluation, config.stability, tokenizer, cache),
+        texts=draw_texts(config.data, config.recovery.blocks_needed(), model, tokenizer, cache, config.seed),
+    )
 
 
 def describe_result(bench: Bench, who: RunIdentity, metrics: dict[str, float], events: list[EventReport]) -> RunResult:
@@ -256,4 +267,7 @@ if __name__ == "__main__":
         sys.exit(f"{error}\n`python run.py --help` lists every option.")
     schema.register()
     identity.register()
-    main()
+    try:
+        main()
+    except OmegaConfBaseException as error:  # a value that has no default was not given
+        sys.exit(f"{error}\n`python run.py --help` lists every option.")

@@ -26,6 +26,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
         ValueError: the message names the override, what is allowed, and the nearest name.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ValueType
     from hydra.errors import OverrideParseException
 
     candidates = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
@@ -40,6 +41,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
         if override.is_add() or override.is_delete() or key.split(".")[0].split("/")[0] == "hydra":
             continue
         if (CONF / key).is_dir():
+            if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+                continue
             values = override.sweep_string_iterator() if override.is_discrete_sweep() else [override.value()]
             for value in values:
                 _check_option(key, value)

@@ -28,8 +28,10 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def run_key(config: DictConfig) -> str:
-    """Return the first 8 hexadecimal digits of the hash of what the figures depend on."""
-    return digest({key: value for key, value in resolved(config).items() if key not in OUTSIDE})[:8]
+    """Return the first 8 hexadecimal digits of the hash of what the figures depend on: values, and the classes behind them."""
+    values = {key: value for key, value in resolved(config).items() if key not in OUTSIDE}
+    classes = {key: str(OmegaConf.get_type(config, key)) for key in values}
+    return digest({"values": values, "classes": classes})[:8]
 
 
 def run_name(config: DictConfig, choices: Mapping[str, Any]) -> str:

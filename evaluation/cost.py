@@ -30,12 +30,11 @@ def measure_cost(model: PreTrainedModel, config: CostConfig) -> dict[str, float]
     peak_bytes: weights plus the most that a prefill of batch_size x prefill_tokens takes beside them.
     prefill_tok_s, decode_tok_s: tokens per second over the whole batch.
     """
-    ids = torch.arange(config.batch_size * config.prefill_tokens, device=model.device)
-    ids = (ids % model.config.vocab_size).view(config.batch_size, config.prefill_tokens)
+    ids = token_ids(model, config.batch_size, config.prefill_tokens)
     metrics: dict[str, float] = {"params": count_parameters(model), "weights_bytes": weight_bytes(model)}
     with torch.inference_mode():
         with FlopCounterMode(display=False) as counter:
-            model(input_ids=ids.flatten()[: config.macs_tokens].unsqueeze(0), use_cache=False)
+            model(input_ids=token_ids(model, 1, config.macs_tokens), use_cache=False)
         metrics["macs"] = counter.get_total_flops() / 2
 
         def prefill() -> None:
@@ -49,6 +48,12 @@ def measure_cost(model: PreTrainedModel, config: CostConfig) -> dict[str, float]
         seconds = median_decode_seconds(model, ids, config)
         metrics["decode_tok_s"] = config.batch_size * config.decode_tokens / seconds
     return metrics
+
+
+def token_ids(model: PreTrainedModel, batch_size: int, length: int) -> torch.Tensor:
+    """Return some token ids of the model's vocabulary, (batch_size, length)."""
+    ids = torch.arange(batch_size * length, device=model.device)
+    return (ids % model.config.vocab_size).view(batch_size, length)
 
 
 def weight_bytes(model: PreTrainedModel) -> int:

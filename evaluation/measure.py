@@ -33,9 +33,14 @@ class CostConfig:
 
     batch_size: int = 2
     prefill_tokens: int = 128
-    decode_tokens: int = 16
+    decode_tokens: int = 8
     repetitions: int = 3
     """Timed repetitions after one that warms up; the median is reported."""
+
+    def __post_init__(self) -> None:
+        for name in ("macs_tokens", "batch_size", "prefill_tokens", "decode_tokens", "repetitions"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"evaluation.cost.{name}={value}: must be at least 1")
 
 
 @dataclass
@@ -78,6 +83,10 @@ class EvaluationConfig:
                 raise ValueError(f"evaluation.{name}={value}: must be at least {low}")
         if any(window < 2 for window in self.windows):
             raise ValueError(f"evaluation.windows={self.windows}: every window must be at least 2 tokens")
+        if self.texts and self.text_tokens is not None and self.text_tokens < max(self.windows, default=0):
+            raise ValueError(
+                f"evaluation.text_tokens={self.text_tokens}: must be at least the largest window ({max(self.windows)})"
+            )
 
 
 class Evaluator:
@@ -113,7 +122,8 @@ class Evaluator:
         return Snapshot(self, model)
 
     def _windows(self, source: str, length: int, count: int | None, key: str) -> torch.Tensor:
-        from pruning.text import evenly_spaced_windows, read_corpus
+        from pruning.blocks import evenly_spaced_windows
+        from pruning.text import read_corpus
 
         documents = read_corpus(source, key)
         return evenly_spaced_windows(documents, self.tokenizer, length, count, purpose=f"{key}={source}")

@@ -55,4 +55,6 @@ def score_text(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int = 8
             chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
             loss_sums += (logits.logsumexp(-1) - chosen).sum(dim=1, dtype=torch.float64).tolist()
             correct += (logits.argmax(-1) == targets).sum(dim=1).tolist()
+    if not all(map(math.isfinite, loss_sums)):
+        raise RuntimeError("the model's loss on text is not finite: its weights or activations overflow in this dtype")
     return TextScore(loss_sums, correct, blocks.shape[1] - 1)

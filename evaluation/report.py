@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,9 +92,7 @@ def fact_rows(metrics: Mapping[str, float | None]) -> list[tuple[str, str, str]]
             "instability, token accuracy",
             "stability/instability_mean/tok_acc",
             number("stability/instability_mean/tok_acc", "{:.1%}"),
-            f"drop at the cut [{low}, {high}]"
-            if low != "-"
-            else "drop at the cut",
+            f"drop at the cut [{low}, {high}]" if low != "-" else "drop at the cut",
         ),
         (
             "stability, token accuracy",
@@ -181,18 +179,10 @@ def per_task_table(metrics: Mapping[str, float | None]) -> tuple[list[str], list
     for stage in STAGES:
         for task in _ordered_tasks(metrics):
             prefix = f"{stage}/zeroshot/{task}"
-            rows += [
-                [
-                    stage,
-                    task,
-                    name,
-                    metrics[f"{prefix}/{name}"],
-                    metrics.get(f"{prefix}/stderr"),
-                    metrics[f"{prefix}/n"],
-                ]
-                for name in ("acc", "acc_norm")
-                if f"{prefix}/{name}" in metrics
-            ]
+            found = {name: metrics[f"{prefix}/{name}"] for name in ("acc", "acc_norm") if f"{prefix}/{name}" in metrics}
+            for name, value in found.items():
+                error = metrics.get(f"{prefix}/stderr") if name == _main(task, found) else None
+                rows.append([stage, task, name, value, error, metrics[f"{prefix}/n"]])
     return ["stage", "task", "metric", "value", "stderr", "n"], rows
 
 
@@ -203,14 +193,17 @@ def _ordered_tasks(metrics: Mapping[str, float | None]) -> list[str]:
 
 def _task_row(metrics: Mapping[str, float | None], task: str) -> Row:
     prefix = f"dense/zeroshot/{task}/"
-    own = {name.removeprefix(prefix): 0.0 for name in metrics if name.startswith(prefix)}
-    main = main_metric(task, own)
+    main = _main(task, [name.removeprefix(prefix) for name in metrics if name.startswith(prefix)])
     cells = {}
     for stage in STAGES:
         value = metrics.get(f"{stage}/zeroshot/{task}/{main}")
         if value is not None:
-            cells[stage] = f"{value:.3f} ± {metrics[f'{stage}/zeroshot/{task}/stderr'] or 0:.3f}"
+            cells[stage] = _with_error(value, metrics[f"{stage}/zeroshot/{task}/stderr"])
     return Row(f"{task} ({main})", cells)
+
+
+def _main(task: str, names: Collection[str]) -> str:
+    return main_metric(task, dict.fromkeys(names, 0.0))
 
 
 def _row(metrics: Mapping[str, float | None], label: str, name: str, form: Callable[..., str]) -> Row:
@@ -231,4 +224,4 @@ def _scaled(unit: float, suffix: str) -> Callable[..., str]:
 
 
 def _with_error(value: float, error: float | None) -> str:
-    return f"{value:.3f} ± {error or 0:.3f}"
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import resource
 import subprocess
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,8 +44,8 @@ class RunResult:
     schema: int = SCHEMA
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all. NaN and infinity become null, so that it stays JSON."""
-        write_json(path, _finite(asdict(self)))
+        """Write the file, whole or not at all."""
+        write_json(path, asdict(self))
 
     @staticmethod
     def read(path: Path) -> RunResult | None:
@@ -94,11 +92,3 @@ def _git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.result import RunResult
-from pruning.files import whole_folder, write_json, write_text
+from pruning.files import json_text, whole_folder, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class RunFolder:
         """Clear what an unfinished or forced run left that could be taken for this one's."""
         for name in ("result.json", "events.jsonl"):
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "zeroshot", ignore_errors=True)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -83,7 +84,7 @@ class RunFolder:
     def add_event(self, metrics: dict[str, float]) -> None:
         """Append one pruning event to `events.jsonl`."""
         self._events.append(metrics)
-        write_text(self.path / "events.jsonl", "".join(json.dumps(event) + "\n" for event in self._events))
+        write_text(self.path / "events.jsonl", "".join(json_text(event) + "\n" for event in self._events))
 
     def keep_outcomes(self, stage: str, scores: dict[str, dict[str, Any]]) -> None:
         """Write the outcome of every item to `zeroshot/<task>.json`, beside those of other stages."""
@@ -98,7 +99,9 @@ class RunFolder:
     def keep_adapter(self, source: Path) -> None:
         """Copy a trained adapter, in peft's own format, to `adapter/`."""
         with whole_folder(self.adapter) as folder:
-            shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json", "trainer"))
+            shutil.copytree(
+                source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json", "trainer")
+            )
 
     def done(self, result: RunResult) -> None:
         """Write the result; from now on the run is done."""

@@ -6,7 +6,7 @@ W&B is a view: the run folder holds the same figures, so nothing depends on a ne
 from __future__ import annotations
 
 import os
-import time
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +100,11 @@ class WandbTracking(TrackingConfig):
     system_metrics: bool = False
     """Whether W&B samples processor and memory use."""
 
+    def __post_init__(self) -> None:
+        modes = ("online", "offline", "shared", "disabled")
+        if self.mode not in modes:
+            raise ValueError(f"tracking.mode={self.mode}: must be one of {', '.join(modes)} (WANDB_MODE sets it)")
+
     def start(self, identity: RunIdentity) -> Tracker:
         """Return a tracker whose W&B run begins when it is entered."""
         return WandbTracker(self, identity)
@@ -175,7 +180,7 @@ class WandbTracker(Tracker):
         """
         if os.environ.get("WANDB_SWEEP_ID"):
             return None
-        return f"{self.identity.key}-{int(time.time()):x}"
+        return f"{self.identity.key}-{secrets.token_hex(4)}"
 
 
 def publish(result: RunResult, run: RunFolder, tracker: Tracker) -> None:

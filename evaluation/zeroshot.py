@@ -1,24 +1,18 @@
 """Zero-shot accuracy through lm-eval: its own task definitions, prompts and metrics, on items that lie on this machine.
 
-The only module that imports lm_eval. A task whose items are local gets a definition that includes the stock one and only
-says where the items are, so prompts and metrics stay lm-eval's. Few-shot examples are never drawn from the scored items.
+With `tasks.py` and `scorer.py` the only module that imports lm_eval. Scores are kept per task under the model's fingerprint.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import logging
 import math
 from collections import Counter
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.items import BUNDLED, bundled_items
-from pruning.cache import Cache, digest, file_digest
-from pruning.files import write_text
+from evaluation.tasks import STOCK_FILES, find_items, load_task
+from pruning.cache import Cache, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,36 +24,6 @@ SEVEN = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge"
 
 NORMALISED = ("hellaswag", "arc_challenge", "openbookqa")
 """Those of the seven that enter the mean with acc_norm; the others enter with acc."""
-
-STOCK_FILES = {
-    "boolq": "super_glue/boolq/default.yaml",
-    "piqa": "piqa/piqa.yaml",
-    "hellaswag": "hellaswag/hellaswag.yaml",
-    "winogrande": "winogrande/default.yaml",
-    "arc_easy": "arc/arc_easy.yaml",
-    "arc_challenge": "arc/arc_challenge.yaml",
-    "openbookqa": "openbookqa/openbookqa.yaml",
-    "lambada_openai": "lambada/lambada_openai.yaml",
-}
-"""Where lm-eval keeps these definitions; other tasks are looked up in its index, which takes some 15 s to build."""
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """Where the items of one task come from."""
-
-    task: str
-    file: Path | None
-    """Local items; None when lm-eval fetches its own."""
-
-    train_file: Path | None
-    """Local examples for few-shot prompts."""
-
-    @property
-    def identity(self) -> dict[str, str | None]:
-        """Return what the scores depend on: the hashes of the files."""
-        files = {"items": self.file, "train": self.train_file}
-        return {name: file_digest(file) if file else None for name, file in files.items()}
 
 
 class ZeroShot:
@@ -73,9 +37,9 @@ class ZeroShot:
         self.cache = cache
         self.data = {task: find_items(task, data_dir, num_fewshot, cache) for task in tasks}
         self._tasks: dict[str, Any] = {}
-        for task, data in self.data.items():
-            if data.file is None:
-                self._task(task)
+        for task in tasks:
+            if task not in STOCK_FILES or self.data[task].file is None:
+                self._task(task)  # an unknown name or items that cannot be fetched end here, before any work
 
     def score(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_fingerprint: str
@@ -126,69 +90,6 @@ def run_task(task: Any, name: str, scorer: Any, items: int | None) -> dict[str, 
     return {"metrics": metrics, "version": results["versions"][name], "outcomes": outcomes}
 
 
-def find_items(task: str, data_dir: str | None, num_fewshot: int, cache: Cache) -> TaskData:
-    """Return where the items of `task` are: in `data_dir`, in the installed packages, or with lm-eval.
-
-    Raises:
-        ValueError: `data_dir` has no items for the task, or there are no examples for few-shot prompts.
-    """
-    file, train_file = None, None
-    if data_dir is not None:
-        file = Path(data_dir).expanduser().absolute() / f"{task}.jsonl"
-        if not file.exists():
-            there = sorted(path.stem for path in file.parent.glob("*.jsonl"))
-            raise ValueError(f"evaluation.data_dir={data_dir}: no {task}.jsonl there, only {there}")
-        train_file = file.with_name(f"{task}.train.jsonl")
-        train_file = train_file if train_file.exists() else None
-    elif task in BUNDLED:
-        file = bundled_items(task, cache)
-    if num_fewshot and file and not train_file:
-        raise ValueError(
-            f"evaluation.num_fewshot={num_fewshot}: {task} has no training items here, and examples are never drawn from "
-            f"the scored ones. Put {task}.train.jsonl beside {task}.jsonl in evaluation.data_dir, or use num_fewshot=0"
-        )
-    return TaskData(task, file, train_file)
-
-
-def load_task(data: TaskData, num_fewshot: int, folder: Path) -> Any:
-    """Return lm-eval's task object for `data`; `folder` keeps the definition that points to local items.
-
-    Raises:
-        ValueError: lm-eval knows no such task, or its items are neither local nor to be fetched.
-    """
-    from lm_eval.tasks import TaskManager
-
-    if data.file is None:
-        return _load_stock_task(data.task, num_fewshot)
-    definition = task_definition(data, _stock_file(data.task))
-    place = folder / "tasks" / digest(definition)
-    write_text(place / f"{data.task}.yaml", json.dumps(definition, indent=2))
-    manager = TaskManager(include_path=str(place), include_defaults=False)
-    return _prepared(manager.load([data.task])["tasks"][data.task], num_fewshot)
-
-
-def task_definition(data: TaskData, stock: Path) -> dict[str, Any]:
-    """Return an lm-eval task definition (JSON is YAML) that is `stock` with the items of `data`.
-
-    Splits that are not there are nulled, the training split first of all: lm-eval would otherwise draw few-shot examples
-    from the items it scores.
-    """
-    files = {"validation": str(data.file)}
-    if data.train_file:
-        files["train"] = str(data.train_file)
-    return {
-        "include": str(stock),
-        "task": data.task,
-        "dataset_path": "json",
-        "dataset_name": None,
-        "dataset_kwargs": {"data_files": files},
-        "training_split": "train" if data.train_file else None,
-        "validation_split": "validation",
-        "test_split": None,
-        "fewshot_split": None,
-    }
-
-
 def item_outcome(sample: dict[str, Any]) -> dict[str, Any]:
     """Return what is kept of one scored item: its id, log-likelihoods (nats), target and metrics."""
     choices = [continuation for _, continuation in sample["arguments"]]
@@ -205,7 +106,7 @@ def item_outcome(sample: dict[str, Any]) -> dict[str, Any]:
 def task_metrics(task: str, outcomes: list[dict[str, Any]]) -> dict[str, float]:
     """Return acc, acc_norm where lm-eval has it, the standard error of the task's main metric, n, and chance.
 
-    The standard error is the sample standard deviation over the square root of n.
+    The standard error is the sample standard deviation over the square root of n; 0.5, the most it can be, for one item.
     """
     metrics: dict[str, float] = {}
     for name in ("acc", "acc_norm"):
@@ -214,7 +115,7 @@ def task_metrics(task: str, outcomes: list[dict[str, Any]]) -> dict[str, float]:
     main = main_metric(task, metrics)
     n = len(outcomes)
     spread = sum((outcome[main] - metrics[main]) ** 2 for outcome in outcomes)
-    metrics["stderr"] = math.sqrt(spread / (n - 1) / n) if n > 1 else math.nan
+    metrics["stderr"] = math.sqrt(spread / (n - 1) / n) if n > 1 else 0.5
     return metrics | {"n": n, "chance": chance_level(outcomes)}
 
 
@@ -231,7 +132,7 @@ def chance_level(outcomes: list[dict[str, Any]]) -> float:
     """
     if len(outcomes[0]["choices"]) < 2:
         return 0.0
-    if len({tuple(outcome["choices"]) for outcome in outcomes}) == 1:
+    if len(outcomes) > 1 and len({tuple(outcome["choices"]) for outcome in outcomes}) == 1:
         return Counter(outcome["target"] for outcome in outcomes).most_common(1)[0][1] / len(outcomes)
     return sum(1 / len(outcome["choices"]) for outcome in outcomes) / len(outcomes)
 
@@ -261,46 +162,3 @@ def beats_chance(task: str, metrics: dict[str, float]) -> bool:
     """Say whether a score is above chance by at least two standard errors."""
     value = metrics[main_metric(task, metrics)]
     return value > metrics["chance"] and value - metrics["chance"] >= 2 * metrics["stderr"]
-
-
-def _stock_file(task: str) -> Path:
-    import lm_eval.tasks
-
-    if task in STOCK_FILES:
-        return Path(lm_eval.tasks.__file__).parent / STOCK_FILES[task]
-    return Path(_stock_manager(task).task_index[task].yaml_path)
-
-
-def _stock_manager(task: str) -> Any:
-    """Return lm-eval's index of its own tasks; raise when `task` is not in it."""
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager()
-    if task not in manager.task_index:
-        near = difflib.get_close_matches(task, manager.all_tasks, n=5)
-        raise ValueError(f"evaluation.tasks: lm-eval knows no task {task!r}; near names: {near or 'none'}")
-    return manager
-
-
-def _load_stock_task(task: str, num_fewshot: int) -> Any:
-    manager = _stock_manager(task)
-    try:
-        loaded = _prepared(manager.load([task])["tasks"][task], num_fewshot)
-    except Exception as error:
-        raise ValueError(
-            f"evaluation.tasks: the items of {task} are not on this machine and could not be fetched ({error}). Put "
-            f"{task}.jsonl into a folder and name it in evaluation.data_dir, or choose among {sorted(BUNDLED)}"
-        ) from error
-    if num_fewshot and not (loaded.has_training_docs() or loaded.config.fewshot_split):
-        raise ValueError(
-            f"evaluation.num_fewshot={num_fewshot}: {task} has no training split, and examples are never drawn from the "
-            "scored items; use num_fewshot=0"
-        )
-    return loaded
-
-
-def _prepared(task: Any, num_fewshot: int) -> Any:
-    """Set what lm-eval's own front end sets before it scores a task."""
-    task.set_config(key="num_fewshot", value=num_fewshot)
-    task.set_fewshot_seed(seed=1234)
-    return task

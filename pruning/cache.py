@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pruning.files import whole_folder, write_json
+from pruning.files import json_text, whole_folder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Cache:
         with FileLock(f"{path}.lock"):
             entry = self._read_json(path)
             if entry is None:
-                value = json.loads(json.dumps(compute()))
+                value = json.loads(json_text(compute()))
                 write_json(path, {"inputs": inputs_for_display(inputs), "digest": digest(value), "value": value})
                 return value
             log.debug("%s: read from the cache", kind)

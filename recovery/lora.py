@@ -44,7 +44,7 @@ class Lora(Recovery):
     """Name of a transformers learning-rate schedule."""
 
     weight_decay: float = 0.0
-    steps: int = 200
+    steps: int = 100
     """Optimiser steps in all, over all parts."""
 
     batch_size: int = 8
@@ -68,6 +68,17 @@ class Lora(Recovery):
             raise ValueError(f"recovery.dropout={self.dropout}: must be in [0, 1)")
         if self.learning_rate <= 0:
             raise ValueError(f"recovery.learning_rate={self.learning_rate}: must be above 0")
+
+    def parts(self, events: int) -> int:
+        """Return the number of trainings; each must have a step.
+
+        Raises:
+            ValueError: there are fewer steps than events to recover after.
+        """
+        parts = super().parts(events)
+        if self.steps < parts:
+            raise ValueError(f"recovery.steps={self.steps}: must be at least the {parts} events it is shared out over")
+        return parts
 
     def blocks_needed(self) -> tuple[int, int]:
         """Return the blocks of one pass without repetition: steps x batch size, and their length."""

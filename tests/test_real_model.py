@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from evaluation.perplexity import score_text
 from evaluation.zeroshot import SEVEN, ZeroShot, main_metric
 from pruning.allocation import Allocator, PruningConfig
+from pruning.blocks import draw_texts, evenly_spaced_windows
 from pruning.cache import Cache
 from pruning.checkpoint import load_checkpoint, save_checkpoint
 from pruning.families import find_layout, find_units
@@ -20,7 +21,7 @@ from pruning.importance.magnitude import Magnitude
 from pruning.importance.taylor import Taylor
 from pruning.model import PretrainedSource, count_parameters, fingerprint
 from pruning.surgery import cut
-from pruning.text import BundledPassages, draw_texts, evenly_spaced_windows, read_corpus
+from pruning.text import BundledPassages, read_corpus
 from recovery.lora import Lora
 
 pytestmark = pytest.mark.slow
@@ -54,9 +55,7 @@ def test_the_gguf_file_is_the_model(loaded: tuple[PreTrainedModel, PreTrainedTok
     assert "Paris" in tokenizer.decode(model.generate(ids, max_new_tokens=5, do_sample=False)[0])
 
 
-def test_dense_scores_are_lm_evals_own(
-    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase], shared: Cache
-) -> None:
+def test_dense_scores_are_lm_evals_own(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase], shared: Cache) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 FAST = [
     "model=tiny_llama",
+    "pruning.ratio=0.1",
     "model.layers=6",
     "pruning.protect_first=1",
     "pruning.protect_last=1",
@@ -29,12 +30,12 @@ FAST = [
 
 
 def command(runs: Path, *arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "run.py"), *arguments, *FAST, f"runs_dir={runs}", "study=test"]
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    return [sys.executable, str(ROOT / "run.py"), *flags, *FAST, f"runs_dir={runs}", "study=test", *overrides]
 
 
 def launch(runs: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    if not any(argument.startswith("pruning.ratio=") for argument in arguments):
-        arguments = (*arguments, "pruning.ratio=0.1")
     done = subprocess.run(command(runs, *arguments), capture_output=True, text=True, timeout=300, cwd=runs.parent)
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
@@ -105,13 +106,11 @@ def test_the_saved_model_is_pruned_further_by_the_same_command(finished: tuple[P
     runs = tmp_path / "runs"
     options = [option for option in FAST if not option.startswith(("model", "recovery"))]
     options += ["model=pretrained", f"model.path={folder / 'model'}", "recovery=none", "tracking=none"]
-    call = [sys.executable, str(ROOT / "run.py"), *options, "pruning.ratio=0.1", f"runs_dir={runs}", "study=test"]
+    call = [sys.executable, str(ROOT / "run.py"), *options, f"runs_dir={runs}", "study=test"]
     done = subprocess.run(call, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     (again,) = folders(runs).values()
-    channels = [
-        sum(layer["mlp_channels"] for layer in result_of(place)["widths"]) for place in (again, folder)
-    ]
+    channels = [sum(layer["mlp_channels"] for layer in result_of(place)["widths"]) for place in (again, folder)]
     assert channels[0] < channels[1]
 
 
@@ -121,7 +120,11 @@ SWEEP = ["-m", "pruning.ratio=0.05,0.1", "importance=taylor,l2", "tracking=none"
 def test_a_sweep_is_killed_and_the_same_command_finishes_it(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     process = subprocess.Popen(
-        command(runs, *SWEEP), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path, start_new_session=True
+        command(runs, *SWEEP),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 200
     while not list(runs.glob("test/*/result.json")) and time.monotonic() < deadline:
@@ -172,6 +175,12 @@ def test_iterative_pruning_recovers_between_events_and_stays_cumulative(tmp_path
         assert after["event/ratio_reached"] > before["event/ratio_reached"]
 
 
+def test_fewer_steps_than_events_are_refused_before_any_work(tmp_path: Path) -> None:
+    done = launch(tmp_path / "runs", "schedule=linear", "recovery.when=each", "tracking=none", check=False)
+    assert "recovery.steps=2: must be at least the 4 events" in done.stderr
+    assert "dense ..." not in done.stdout
+
+
 def test_ratio_zero_is_the_baseline(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     launch(runs, "pruning.ratio=0", "tracking=none", "save_model=false")
@@ -184,11 +193,14 @@ def test_ratio_zero_is_the_baseline(tmp_path: Path) -> None:
 
 def test_the_checkpoint_has_the_weights_that_were_measured(finished: tuple[Path, str]) -> None:
     from evaluation.perplexity import score_text
+    from pruning.blocks import evenly_spaced_windows
     from pruning.checkpoint import load_checkpoint
     from pruning.model import byte_tokenizer
-    from pruning.text import evenly_spaced_windows, read_corpus
+    from pruning.text import read_corpus
 
     (folder,) = folders(finished[0]).values()
     model = load_checkpoint(folder / "model", torch.float32)
     blocks = evenly_spaced_windows(read_corpus("passages", "x"), byte_tokenizer(), 32, 4, purpose="x")
-    assert score_text(model, blocks).loss == pytest.approx(result_of(folder)["metrics"]["recovered/probe/loss"], abs=1e-5)
+    assert score_text(model, blocks).loss == pytest.approx(
+        result_of(folder)["metrics"]["recovered/probe/loss"], abs=1e-5
+    )

@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
@@ -33,21 +34,21 @@ def key(*overrides: str) -> str:
     return identity.run_key(composed(*overrides))
 
 
-QUICKSTART_BY_HAND = (
-    "study=mine",
-    "evaluation.items=40",
-    "evaluation.text_tokens=4096",
-    "recovery.learning_rate=0.001",
-    "recovery.warmup_steps=2",
-    "recovery.steps=16",
-    "stability.blocks=32",
-)
+def by_hand(experiment: str) -> tuple[str, ...]:
+    """Return the overrides that a person would type instead of `experiment=<experiment>`."""
+    given = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
+    options = [next(iter(entry.items())) for entry in given.pop("defaults")]
+    typed = [f"{name.removeprefix('override /')}={option}" for name, option in options]
+    for name, value in given.items():
+        pairs = [(f"{name}.{key}", item) for key, item in value.items()] if isinstance(value, dict) else [(name, value)]
+        typed += [f"{key}={item}" for key, item in pairs]
+    return tuple(reversed(typed))
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (("experiment=quickstart",), QUICKSTART_BY_HAND),
+        (("experiment=quickstart",), by_hand("quickstart")),
         (("pruning.ratio=0", "seed=0"), ("pruning.ratio=0.0",)),
         (("pruning=mlp_only",), ("pruning.attention=false",)),
         (("importance=l1",), ("importance=l2", "importance.power=1")),

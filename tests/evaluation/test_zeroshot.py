@@ -11,8 +11,8 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import evaluation.zeroshot
+from evaluation.tasks import STOCK_FILES
 from evaluation.zeroshot import (
-    STOCK_FILES,
     ZeroShot,
     beats_chance,
     chance_level,

@@ -32,9 +32,7 @@ def config(**options: object) -> PruningConfig:
 
 @pytest.mark.parametrize("ratio", [0.03, 0.1, 0.17, 0.25])
 @pytest.mark.parametrize("of", [RatioOf.total, RatioOf.blocks])
-def test_the_ratio_reached_is_within_half_of_the_finest_unit(
-    model: PreTrainedModel, ratio: float, of: RatioOf
-) -> None:
+def test_the_ratio_reached_is_within_half_of_the_finest_unit(model: PreTrainedModel, ratio: float, of: RatioOf) -> None:
     layout = find_layout(model)
     finest = min(group.params_per_unit for group in find_units(model, layout).values())
     base = count_parameters(model) if of is RatioOf.total else block_parameters(model, layout)

@@ -157,8 +157,8 @@ def test_second_order_does_not_underflow_in_half_precision(llama: PreTrainedMode
 
 def test_a_parameter_without_a_gradient_is_an_error(llama: PreTrainedModel, tokens: torch.Tensor) -> None:
     llama.register_parameter("unused", torch.nn.Parameter(torch.ones(3)))
+    names = {"unused", "model.layers.0.mlp.up_proj.weight"}
     with pytest.raises(RuntimeError, match="unused"):
-        names = {"unused", "model.layers.0.mlp.up_proj.weight"}
         gradient_moments(llama, names, tokens, batch_size=2, mean=True, mean_square=False)
 
 

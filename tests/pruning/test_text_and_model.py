@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.blocks import draw_texts, evenly_spaced_windows, token_blocks
 from pruning.cache import Cache
 from pruning.model import PretrainedSource, RandomLlamaSource, choose_device, fingerprint
 from pruning.text import (
@@ -17,11 +18,8 @@ from pruning.text import (
     HubText,
     LocalText,
     SelfGenerated,
-    draw_texts,
-    evenly_spaced_windows,
     read_corpus,
     read_documents,
-    token_blocks,
 )
 
 WORDS = [f"document {i} says " + "word " * 30 for i in range(40)]
@@ -92,9 +90,7 @@ def test_unknown_corpora_are_refused_with_the_known_ones() -> None:
         read_corpus("wikipdia", "stability.text")
 
 
-def test_bundled_halves_are_disjoint(
-    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache
-) -> None:
+def test_bundled_halves_are_disjoint(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache) -> None:
     documents = BundledPassages().documents(llama, tokenizer, cache, 0)
     assert len(documents.train) + len(documents.heldout) == 5153
     assert not set(documents.train) & set(documents.heldout)

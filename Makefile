@@ -26,7 +26,7 @@ test: install ## the fast tests
 	$(BIN)/python -m pytest
 
 test-slow: install ## the tests on the real model, and those that start many processes
-	$(BIN)/python -m pytest -m slow --timeout 3600
+	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python -m pytest -m slow --timeout 3600
 
 lint: install ## style and types
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from pruning.cache import Cache
 
 logger = logging.getLogger(__name__)
+
+LogStep = Callable[[int, float], None]
+"""Receives a step of one part, from 1 on, and its loss."""
 
 
 @dataclass
@@ -92,9 +96,9 @@ class Lora(Recovery):
 
         from pruning.model import fingerprint
 
-        steps = self.steps * (part + 1) // parts - self.steps * part // parts
-        first = self.steps * part // parts * self.batch_size
-        own = blocks[first : first + steps * self.batch_size]
+        done = self.steps * part // parts
+        steps = self.steps * (part + 1) // parts - done
+        own = blocks[done * self.batch_size : (done + steps) * self.batch_size]
         inputs = {
             "model": fingerprint(model),
             "settings": self.settings(),
@@ -104,8 +108,11 @@ class Lora(Recovery):
         }
         trained_now = []
 
+        def log_step(step: int, loss: float) -> None:
+            log({"recovery/step": done + step, "recovery/loss": loss})
+
         def train(folder: Path) -> None:
-            self._train(model, own, steps, seed, folder, log)
+            self._train(model, own, steps, seed, folder, log_step)
             trained_now.append(folder)
 
         folder = cache.folder("adapters", inputs, train)
@@ -113,14 +120,14 @@ class Lora(Recovery):
         losses = report.pop("losses")
         if not trained_now:
             for step, loss in enumerate(losses, start=1):
-                log({"recovery/step": step, "recovery/loss": loss})
+                log_step(step, loss)
         merged = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=True).merge_and_unload()
         assert merged is model
         model.requires_grad_(True).eval()
         return RecoveryReport(**report, adapter=folder)
 
     def _train(
-        self, model: PreTrainedModel, blocks: torch.Tensor, steps: int, seed: int, folder: Path, log: Log
+        self, model: PreTrainedModel, blocks: torch.Tensor, steps: int, seed: int, folder: Path, log: LogStep
     ) -> None:
         """Train adapters on `blocks` (N, T), save them and a report in `folder`, and take them out of the model."""
         import torch
@@ -195,7 +202,7 @@ class Lora(Recovery):
         )
 
 
-def loss_callback(log: Log) -> Any:
+def loss_callback(log: LogStep) -> Any:
     """Return a Trainer callback that hands every step's loss to `log` and keeps the losses."""
     from transformers import TrainerCallback
 
@@ -208,6 +215,6 @@ def loss_callback(log: Log) -> Any:
                 self.losses.append(float(logs["loss"]))
                 if state.global_step % max(1, state.max_steps // 10) == 0:
                     logger.info("  step %d of %d: loss %.3f", state.global_step, state.max_steps, self.losses[-1])
-                log({"recovery/step": state.global_step, "recovery/loss": float(logs["loss"])})
+                log(state.global_step, self.losses[-1])
 
     return LossCallback()

@@ -93,8 +93,10 @@ def test_the_same_seed_trains_to_the_same_weights_and_another_does_not(
 def test_parts_share_out_all_steps_and_all_text(llama: PreTrainedModel, cache: Cache) -> None:
     recovery = Lora(**SMALL | {"steps": 7, "when": When.each})
     parts = recovery.parts(3)
-    reports = [recover(llama, recovery, cache, part=part, parts=parts)[0] for part in range(parts)]
+    trainings = [recover(llama, recovery, cache, part=part, parts=parts) for part in range(parts)]
+    reports = [report for report, _ in trainings]
     assert [report.steps for report in reports] == [2, 2, 3]
+    assert [point["recovery/step"] for _, logged in trainings for point in logged] == list(range(1, 8))
     assert sum(report.tokens for report in reports) == text(recovery).numel()
 
 

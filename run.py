@@ -122,7 +122,7 @@ def prune_and_recover(bench: Bench) -> tuple[dict[str, float], RecoveryReport, l
     """
     from evaluation.measure import staged
     from evaluation.stability import EventReport
-    from pruning.families import find_units
+    from pruning.grouping import find_units
     from pruning.importance.scoring import score_units
     from pruning.surgery import cut
     from recovery.base import When
@@ -135,7 +135,7 @@ def prune_and_recover(bench: Bench) -> tuple[dict[str, float], RecoveryReport, l
         with run.stage(f"{name}: score"):
             groups = bench.allocator.touched(find_units(model, bench.layout))
             scores = score_units(config.importance, model, groups, bench.texts.calibration, bench.cache)
-            plan = bench.allocator.plan(model, groups, scores, ratio)
+            plan = bench.allocator.plan(model, groups, scores.values, ratio)
         with run.stage(f"{name}: cut"):
             pre = evaluator.snapshot(model).probe()
             cut(model, bench.layout, groups, plan)
@@ -143,12 +143,14 @@ def prune_and_recover(bench: Bench) -> tuple[dict[str, float], RecoveryReport, l
             post = pruned.probe()
         if is_last:
             with run.stage("pruned"):
-                metrics = staged("pruned", pruned.measure() | bench.allocator.ratios(model, plan))
+                sure = {f"scores/{name}": value for name, value in scores.metrics().items()}
+                metrics = staged("pruned", pruned.measure() | bench.allocator.ratios(model, plan) | sure)
                 run.keep_outcomes("pruned", pruned.zeroshot())
         if is_last or config.recovery.when is When.each:
             with run.stage(f"{name}: recover"):
                 report = bench.recover(model, index if config.recovery.when is When.each else 0)
-        event = EventReport(index, plan.ratio_asked, plan.ratio_reached, pre, post, evaluator.snapshot(model).probe())
+        rec = evaluator.snapshot(model).probe()
+        event = EventReport(index, plan.ratio_asked, plan.ratio_reached, pre, post, rec, scores.metrics())
         events.append(event)
         row = event.metrics(config.stability)
         run.add_event(row)

@@ -1,4 +1,4 @@
-"""The root configuration, and the registration of every option's schema under `schema/<group>/<name>`.
+"""The root configuration, and the registration of every option's schema as `schema/<group>_<name>`.
 
 Each yaml in this folder extends its schema, so that a wrong key or type ends at composition. Ranges are checked when the
 typed objects are made, which is the first thing a run does.
@@ -15,11 +15,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from evaluation.measure import EvaluationConfig
 from evaluation.stability import StabilityConfig
 from evaluation.tracking import NoTracking, TrackingConfig, WandbTracking
-from pruning.allocation import PruningConfig
+from pruning.config import PruningConfig
+from pruning.importance.activation import ActivationImportance
 from pruning.importance.base import ImportanceEstimator
 from pruning.importance.magnitude import Magnitude
 from pruning.importance.random import RandomImportance
+from pruning.importance.reconstruction import Reconstruction
 from pruning.importance.taylor import Taylor
+from pruning.importance.unit_mask import UnitMask
 from pruning.model import ModelSource, PretrainedSource, RandomLlamaSource
 from pruning.schedule import Cubic, Exponential, Linear, OneShot, Schedule
 from pruning.text import BundledPassages, HubText, LocalText, SelfGenerated, TextSource
@@ -30,7 +33,14 @@ from recovery.none import NoRecovery
 SCHEMAS: dict[str, dict[str, type]] = {
     "model": {"pretrained": PretrainedSource, "random_llama": RandomLlamaSource},
     "data": {"bundled": BundledPassages, "local": LocalText, "hub": HubText, "self_generated": SelfGenerated},
-    "importance": {"magnitude": Magnitude, "random": RandomImportance, "taylor": Taylor},
+    "importance": {
+        "magnitude": Magnitude,
+        "random": RandomImportance,
+        "taylor": Taylor,
+        "unit_mask": UnitMask,
+        "activation": ActivationImportance,
+        "reconstruction": Reconstruction,
+    },
     "pruning": {"pruning": PruningConfig},
     "schedule": {"one_shot": OneShot, "linear": Linear, "cubic": Cubic, "exponential": Exponential},
     "recovery": {"none": NoRecovery, "lora": Lora},
@@ -69,7 +79,7 @@ def register() -> None:
     store.store(name="experiment_schema", node=ExperimentConfig)
     for group, schemas in SCHEMAS.items():
         for name, schema in schemas.items():
-            store.store(group=f"schema/{group}", name=name, node=schema)
+            store.store(group="schema", name=f"{group}_{name}", node=schema)
 
 
 def typed(config: DictConfig) -> ExperimentConfig:

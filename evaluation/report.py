@@ -73,6 +73,12 @@ def print_report(result: RunResult) -> None:
 FACTS = (
     ("removed, asked", "pruned/ratio_asked", "{:.2%}", ""),
     ("removed, reached", "pruned/ratio_reached", "{:.2%}", "nearest that whole units allow"),
+    (
+        "scores, agreement of halves",
+        "pruned/scores/rank_agreement",
+        "{:.3f}",
+        "rank correlation of two calibration draws",
+    ),
     ("instability, token accuracy", "stability/instability_mean/tok_acc", "{:.1%}", "drop at the cut"),
     ("  its interval, low", "stability/instability/tok_acc_low", "{:.1%}", "paired bootstrap over blocks"),
     ("  its interval, high", "stability/instability/tok_acc_high", "{:.1%}", ""),
@@ -101,7 +107,7 @@ def fact_rows(metrics: Mapping[str, float | None]) -> list[tuple[str, str, str]]
 
 
 def model_card(result: RunResult) -> str:
-    """Return the README.md of the checkpoint: what it is, how it was made, its figures, how to load it."""
+    """Return the README.md of the checkpoint: what it is, how it was made, its figures."""
     parts = [row for part in report_rows(result.metrics) for row in part]
     stages = [stage for stage in ("dense", "pruned", "recovered") if any(stage in row.cells for row in parts)]
     lines = [
@@ -114,9 +120,6 @@ def model_card(result: RunResult) -> str:
         "|---" * (len(stages) + 1) + "|",
         *(f"| {row.label} | " + " | ".join(row.cells.get(stage, "") for stage in stages) + " |" for row in parts),
         "",
-        "The layers have unequal widths (`per_layer_config` in config.json). Load it with\n",
-        "```python\nfrom pathlib import Path\n\nimport torch\n\nfrom pruning.checkpoint import load_checkpoint\n\n"
-        f'model = load_checkpoint(Path("."), torch.{result.config["model"]["dtype"]})\n```\n',
     ]
     return "\n".join(lines)
 

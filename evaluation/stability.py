@@ -13,8 +13,8 @@ where larger is worse, instability is L_post - L_pre and stability is that of ex
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ class EventReport:
     pre: Probe
     post: Probe
     rec: Probe
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """How sure the scores were that the event was chosen by."""
 
     def metrics(self, config: StabilityConfig) -> dict[str, float]:
         """Return every `event/*` metric of this event."""
@@ -84,6 +86,7 @@ class EventReport:
             "event/index": self.index,
             "event/ratio_asked": self.ratio_asked,
             "event/ratio_reached": self.ratio_reached,
+            **{f"event/scores/{name}": value for name, value in self.scores.items()},
         }
         for name in pre:
             found |= {f"event/{name}/{when}": p[name] for when, p in (("pre", pre), ("post", post), ("rec", rec))}

@@ -1,66 +1,27 @@
 """Budget and choice: a ratio and the units' scores become a plan.
 
-The budget is solved in parameters, not hoped for. Coarse units (KV groups) are counted first; the finest kind (MLP
-channels) then takes up what is left, so that the ratio reached is within half of the finest unit of the ratio asked.
+The budget is solved in parameters, not hoped for: steps.py puts the units in the order in which they leave, and the line
+is followed until the next step would pass the budget; finer units then take up what is left.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedModel
 
-    from pruning.families import DecoderLayout
-    from pruning.units import PruningPlan, UnitGroup, UnitKind
-
-
-class RatioOf(Enum):
-    """What `pruning.ratio` is a fraction of."""
-
-    total = "total"
-    blocks = "blocks"
-    units = "units"
-
-
-@dataclass
-class PruningConfig:
-    """What is cut, and how much of it."""
-
-    ratio: float = 0.2
-    """Fraction to remove, in [0, 1)."""
-
-    ratio_of: RatioOf = RatioOf.total
-    """total: all parameters of the model; blocks: those of the decoder layers; units: the units of each touched layer."""
-
-    attention: bool = True
-    """Whether KV groups (a KV head with its query heads) may be cut."""
-
-    mlp: bool = True
-    """Whether MLP channels may be cut."""
-
-    protect_first: int = 4
-    """First layers that are left whole."""
-
-    protect_last: int = 2
-    """Last layers that are left whole."""
-
-    min_units: int = 1
-    """Units that every group keeps at least."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.ratio < 1:
-            raise ValueError(f"pruning.ratio={self.ratio}: must be in [0, 1)")
-        if not (self.attention or self.mlp):
-            raise ValueError("pruning.attention=false and pruning.mlp=false: at least one must be true")
-        for name, low in (("protect_first", 0), ("protect_last", 0), ("min_units", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"pruning.{name}={getattr(self, name)}: must be at least {low}")
+from pruning.budget import ParameterBudget, follow
+from pruning.choice import choose_units, directed
+from pruning.config import Allocation, PruningConfig, RatioOf
+from pruning.families import DecoderLayout, block_parameters, decoder_layers
+from pruning.grouping import find_units
+from pruning.kinds import ATTENTION_KINDS, MLP_KINDS, UnitKind
+from pruning.model import count_parameters
+from pruning.steps import Step, global_order, group_steps, multiple_of, uniform_order
+from pruning.units import PruningPlan, UnitGroup
 
 
 @dataclass(frozen=True)
@@ -70,45 +31,51 @@ class DenseSizes:
     total: int
     blocks: int
     units: Mapping[str, int]
-    """Units of each group that may be cut."""
+    """Units of every run of each group that may be cut."""
 
 
 class Allocator:
     """Makes the plans of one run. Remembers the dense sizes, so that the ratios of later events stay cumulative."""
 
     def __init__(self, config: PruningConfig, model: PreTrainedModel, layout: DecoderLayout) -> None:
-        from pruning.families import block_parameters, find_units
-        from pruning.model import count_parameters
-
         self.config = config
+        self.layout = layout
+        self.layers = len(decoder_layers(model, layout))
         groups = self.touched(find_units(model, layout))
         self.dense = DenseSizes(
             count_parameters(model),
             block_parameters(model, layout),
-            {name: group.num_units for name, group in groups.items()},
+            {name: group.run_length for name, group in groups.items()},
         )
-        self._check_reachable(groups)
+        self._check_named(groups)
+        self._check_reachable(model, groups)
 
     def touched(self, groups: Mapping[str, UnitGroup]) -> dict[str, UnitGroup]:
-        """Return the groups that may be cut: the chosen kinds, outside the protected layers."""
-        from pruning.units import UnitKind
-
-        config = self.config
-        kinds = {UnitKind.kv_group: config.attention, UnitKind.mlp_channel: config.mlp}
-        layers = 1 + max(group.layer for group in groups.values())
-        first, end = config.protect_first, layers - config.protect_last
-        chosen = {name: g for name, g in groups.items() if kinds[g.kind] and first <= g.layer < end}
+        """Return the groups that may be cut: the chosen kinds, in the layers that are not protected."""
+        present = {group.kind for group in groups.values()}
+        missing = [kind.name for kind in self.config.structures if kind not in present]
+        if missing:
+            raise ValueError(
+                f"pruning.structures: this model has no {', '.join(missing)}; it has "
+                f"{', '.join(kind.name for kind in UnitKind if kind in present)}"
+            )
+        chosen = {
+            name: group
+            for name, group in groups.items()
+            if group.kind in self.config.structures
+            and (group.layer is None or group.layer in self._layers_for(group.kind))
+        }
         if not chosen:
             raise ValueError(
-                f"pruning.protect_first={first} and pruning.protect_last={config.protect_last} protect "
-                f"all {layers} layers of this model: lower them"
+                f"pruning.protect_first={self.config.protect_first} and pruning.protect_last={self.config.protect_last} "
+                f"(or attention_layers, mlp_layers) protect all {self.layers} layers of this model: lower them"
             )
         return chosen
 
     def plan(
         self, model: PreTrainedModel, groups: Mapping[str, UnitGroup], scores: Mapping[str, torch.Tensor], ratio: float
     ) -> PruningPlan:
-        """Return the plan that brings the model to the cumulative `ratio` by cutting the lowest scores.
+        """Return the plan that brings the model to the cumulative `ratio` by cutting the units that matter least.
 
         Args:
             model: the model as it is now.
@@ -119,120 +86,135 @@ class Allocator:
         Raises:
             ValueError: no whole unit fits between the present ratio and this one.
         """
-        from pruning.model import count_parameters
-        from pruning.units import PruningPlan
-
-        gone = self.dense.total - count_parameters(model)
-        if self.config.ratio_of is RatioOf.units:
-            counts = {
-                name: max(0, round(ratio * self.dense.units[name]) - self.dense.units[name] + group.num_units)
-                for name, group in groups.items()
-            }
-        else:
-            counts = uniform_counts(groups, scores, self._removable(groups), ratio * self._base - gone)
+        scores = directed(scores, self.config.direction, self.config.seed)
+        budget = self._budget(model, groups)
+        counts = self._fixed(groups, ratio)
+        gone = self._gone(model)
+        if self.config.ratio_of is not RatioOf.units:
+            line = self._line({name: group for name, group in groups.items() if name not in counts}, scores)
+            counts |= follow(line, budget, counts, ratio * self._base - gone)
         if not any(counts.values()):
             raise ValueError(
                 f"pruning.ratio={self.config.ratio}: the step to {ratio:.4f} is smaller than one unit; "
-                "use fewer schedule.events or a larger ratio"
+                "use fewer schedule.events, a larger ratio, or a smaller pruning.round_to"
             )
-        kept = {name: lowest_removed(scores[name], count) for name, count in counts.items() if count}
-        removed = sum(counts[name] * groups[name].params_per_unit for name in counts)
+        reached = (gone + budget.removed(counts)) / self._base
         if self.config.ratio_of is RatioOf.units:
-            left = sum(groups[name].num_units - counts[name] for name in groups)
+            left = sum(group.run_length - counts[name] for name, group in groups.items())
             reached = 1 - left / sum(self.dense.units.values())
-        else:
-            reached = (gone + removed) / self._base
-        return PruningPlan(kept, ratio_asked=ratio, ratio_reached=reached)
+        return PruningPlan(choose_units(groups, scores, counts), ratio_asked=ratio, ratio_reached=reached)
 
     def ratios(self, model: PreTrainedModel, plan: PruningPlan) -> dict[str, float]:
         """Return the ratio asked and reached, and what is gone from the whole model and from its decoder layers."""
-        from pruning.model import count_parameters
-
-        gone = self.dense.total - count_parameters(model)
         return {
             "ratio_asked": plan.ratio_asked,
             "ratio_reached": plan.ratio_reached,
-            "ratio_of_total": gone / self.dense.total,
-            "ratio_of_blocks": gone / self.dense.blocks,
+            "ratio_of_total": 1 - count_parameters(model) / self.dense.total,
+            "ratio_of_blocks": 1 - block_parameters(model, self.layout) / self.dense.blocks,
         }
 
     @property
     def _base(self) -> int:
-        return self.dense.total if self.config.ratio_of is RatioOf.total else self.dense.blocks
+        return self.dense.blocks if self.config.ratio_of is RatioOf.blocks else self.dense.total
 
-    def _removable(self, groups: Mapping[str, UnitGroup]) -> dict[str, int]:
-        return {name: max(0, group.num_units - self.config.min_units) for name, group in groups.items()}
+    def _gone(self, model: PreTrainedModel) -> int:
+        """Return the parameters that earlier events removed, of the whole model or of its decoder layers."""
+        if self.config.ratio_of is RatioOf.blocks:
+            return self.dense.blocks - block_parameters(model, self.layout)
+        return self.dense.total - count_parameters(model)
 
-    def _check_reachable(self, groups: Mapping[str, UnitGroup]) -> None:
-        """Raise before any work when the ratio asked for cannot be had from whole units outside protected layers."""
-        ratio, removable = self.config.ratio, self._removable(groups)
-        if self.config.ratio_of is RatioOf.units:
-            highest = min(removable[name] / size for name, size in self.dense.units.items())
-            smallest = min(0.5 / size for size in self.dense.units.values())
+    def _budget(self, model: PreTrainedModel, groups: Mapping[str, UnitGroup]) -> ParameterBudget:
+        prefix = f"{self.layout.layers}." if self.config.ratio_of is RatioOf.blocks else ""
+        return ParameterBudget(model, groups, prefix)
+
+    def _layers_for(self, kind: UnitKind) -> Sequence[int]:
+        config = self.config
+        for kinds, chosen in ((ATTENTION_KINDS, config.attention_layers), (MLP_KINDS, config.mlp_layers)):
+            if kind in kinds and chosen is not None:
+                return chosen
+        return range(config.protect_first, self.layers - config.protect_last)
+
+    def _fixed(self, groups: Mapping[str, UnitGroup], ratio: float) -> dict[str, int]:
+        """Return the counts of the groups whose ratio is given, at the same progress as the whole."""
+        progress = ratio / self.config.ratio if self.config.ratio else 1.0
+        counts = {}
+        for name, group in groups.items():
+            given = self._given_ratio(name, group.kind)
+            if given is not None:
+                left = self.dense.units[name] - round(given * progress * self.dense.units[name])
+                multiple = multiple_of(group.kind, self.config.round_to)
+                counts[name] = max(0, group.run_length - max(multiple, round(left / multiple) * multiple))
+        return counts
+
+    def _given_ratio(self, name: str, kind: UnitKind) -> float | None:
+        config = self.config
+        if name in config.layer_ratios:
+            return config.layer_ratios[name]
+        for kinds, ratio in ((ATTENTION_KINDS, config.attention_ratio), (MLP_KINDS, config.mlp_ratio)):
+            if kind in kinds and ratio is not None:
+                return ratio
+        return config.ratio if config.ratio_of is RatioOf.units else None
+
+    def _removable(self, group: UnitGroup) -> int:
+        """Return the units of every run that may leave."""
+        if group.kind.is_depth:
+            return 1
+        runs_apart = group.parts == 1
+        least = max(self.config.min_units, group.min_units) if runs_apart else self.config.min_units
+        return max(0, group.run_length - least)
+
+    def _line(self, groups: Mapping[str, UnitGroup], scores: Mapping[str, torch.Tensor]) -> list[Step]:
+        """Return all steps in the order in which they leave; one decoder layer always stays."""
+        steps = {
+            name: group_steps(group, scores[name], self._removable(group), self.config.round_to)
+            for name, group in groups.items()
+        }
+        if self.config.allocation is Allocation.uniform:
+            now = {name: group.run_length for name, group in groups.items()}
+            line = uniform_order(steps, scores, self.dense.units, now)
         else:
-            highest = sum(removable[name] * group.params_per_unit for name, group in groups.items()) / self._base
-            smallest = 0.5 * min(group.params_per_unit for group in groups.values()) / self._base
-        if ratio > highest or 0 < ratio < smallest:
+            line = global_order(steps)
+        whole = [step for step in line if step.kind is UnitKind.layer]
+        if len(whole) == self.layers:
+            line.remove(whole[-1])
+        return line
+
+    def _check_named(self, groups: Mapping[str, UnitGroup]) -> None:
+        """Raise for a group or layer that the configuration names and the model does not have."""
+        unknown = sorted(set(self.config.layer_ratios) - set(groups))
+        if unknown:
+            raise ValueError(f"pruning.layer_ratios names {unknown}; the groups that may be cut are {sorted(groups)}")
+        for name in ("attention_layers", "mlp_layers"):
+            wrong = [layer for layer in getattr(self.config, name) or [] if not 0 <= layer < self.layers]
+            if wrong:
+                raise ValueError(
+                    f"pruning.{name} names the layers {wrong}; this model has layers 0 to {self.layers - 1}"
+                )
+        for name, group in groups.items():
+            given = self._given_ratio(name, group.kind)
+            if given is not None and round(given * group.run_length) > self._removable(group):
+                raise ValueError(
+                    f"{name}: a ratio of {given} would remove {round(given * group.run_length)} of its {group.run_length} "
+                    f"units, but at most {self._removable(group)} may leave (pruning.min_units={self.config.min_units})"
+                )
+
+    def _check_reachable(self, model: PreTrainedModel, groups: Mapping[str, UnitGroup]) -> None:
+        """Raise before any work when the ratio asked for cannot be had from whole units outside protected layers."""
+        ratio = self.config.ratio
+        fixed = self._fixed(groups, ratio)
+        budget = self._budget(model, groups)
+        free = {name: group for name, group in groups.items() if name not in fixed}
+        line = self._line(free, {name: torch.zeros(group.num_units) for name, group in free.items()})
+        least = budget.removed(fixed) / self._base
+        most = budget.removed(fixed | {step.group: step.after for step in line}) / self._base
+        finest = min((step.parameters for step in line), default=0) / self._base
+        if self.config.ratio_of is RatioOf.units:
+            if ratio and not any(fixed.values()):
+                raise ValueError(f"pruning.ratio={ratio} (of units): smaller than half a unit of every group")
+        elif ratio and line and not max(least, finest) - finest / 2 <= ratio <= most:
             raise ValueError(
                 f"pruning.ratio={ratio} (of {self.config.ratio_of.name}): cannot be reached here. With whole units, "
                 f"pruning.min_units={self.config.min_units} and the protected layers, it must be 0 or in "
-                f"[{smallest:.2g}, {math.floor(highest * 1e4) / 1e4}]. Protect fewer layers "
-                "(pruning.protect_first, pruning.protect_last) to reach more."
+                f"[{max(least, finest / 2):.2g}, {math.floor(most * 1e4) / 1e4}]. Protect fewer layers "
+                "(pruning.protect_first, pruning.protect_last) or name more pruning.structures to reach more."
             )
-
-
-def uniform_counts(
-    groups: Mapping[str, UnitGroup],
-    scores: Mapping[str, torch.Tensor],
-    removable: Mapping[str, int],
-    parameters: float,
-) -> dict[str, int]:
-    """Return how many units leave each group so that all groups lose the same fraction and `parameters` leave in all.
-
-    The kinds are served from the coarsest to the finest; each takes its share of what is left to remove, rounded to
-    whole units, so that only the rounding of the finest kind remains.
-    """
-    kinds = sorted({g.kind for g in groups.values()}, key=lambda kind: -_unit_size(groups, kind))
-    counts: dict[str, int] = {}
-    left = parameters
-    for position, kind in enumerate(kinds):
-        own = {name: group for name, group in groups.items() if group.kind is kind}
-        capacity = {k: sum(removable[n] * g.params_per_unit for n, g in groups.items() if g.kind is k) for k in kinds}
-        share = left * capacity[kind] / max(1, sum(capacity[k] for k in kinds[position:]))
-        units = min(max(0, round(share / _unit_size(groups, kind))), sum(removable[name] for name in own))
-        spread = spread_units(units, own, scores, removable)
-        counts |= spread
-        left -= sum(count * own[name].params_per_unit for name, count in spread.items())
-    return counts
-
-
-def spread_units(
-    units: int, groups: Mapping[str, UnitGroup], scores: Mapping[str, torch.Tensor], removable: Mapping[str, int]
-) -> dict[str, int]:
-    """Spread `units` over groups of one kind in proportion to what each can lose (largest remainder).
-
-    Equal remainders go where the next unit matters least, measured against the mean score of its own group.
-    """
-    total = sum(removable[name] for name in groups)
-    if total == 0:
-        return dict.fromkeys(groups, 0)
-    counts = {name: units * removable[name] // total for name in groups}
-
-    def cost(name: str) -> tuple[int, float, int]:
-        ordered = scores[name].sort().values
-        following = ordered[min(counts[name], len(ordered) - 1)] / ordered.abs().mean().clamp_min(1e-30)
-        return -(units * removable[name] % total), float(following), groups[name].layer
-
-    open_groups = sorted((name for name in groups if counts[name] < removable[name]), key=cost)
-    for name in open_groups[: units - sum(counts.values())]:
-        counts[name] += 1
-    return counts
-
-
-def lowest_removed(scores: torch.Tensor, count: int) -> tuple[int, ...]:
-    """Return the units that stay when the `count` lowest of `scores` (U,) leave; equal scores leave in order of index."""
-    return tuple(sorted(scores.sort(stable=True).indices[count:].tolist()))
-
-
-def _unit_size(groups: Mapping[str, UnitGroup], kind: UnitKind) -> int:
-    return max(group.params_per_unit for group in groups.values() if group.kind is kind)

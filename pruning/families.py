@@ -1,18 +1,80 @@
-"""Declared layouts: where the coupled projections of an architecture family are, and the units they form.
+"""Declared layouts: where an architecture family keeps the projections whose rows and columns go together.
 
-Only the shapes of the weights are trusted, never the head counts in the configuration: a model that was pruned before has
-other counts in every layer.
+A layout is data: paths of modules, and how fused projections are laid out. Only the shapes of the weights are trusted,
+never the head counts in the configuration: a model that was pruned before has other counts in every layer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from pruning.units import UnitGroup, UnitKind, UnitSlice
+
+@dataclass(frozen=True)
+class AttentionLayout:
+    """The attention of one decoder layer. Paths are relative to the layer."""
+
+    module: str = "self_attn"
+    query: str = "self_attn.q_proj"
+    key: str = "self_attn.k_proj"
+    value: str = "self_attn.v_proj"
+    """Query, key and value are the same path where they are fused."""
+
+    output: str = "self_attn.o_proj"
+
+    interleaved: bool = False
+    """Rows of a fused projection: all query heads, all keys, all values; or, if true, KV head after KV head, each
+    with its query heads, its key and its value."""
+
+    query_norm: str | None = None
+    key_norm: str | None = None
+    """Norms over all heads together. (Norms inside one head do not change and are not named.)"""
+
+    head_dim: int | None = None
+    """Numbers per head, where the attention module does not tell."""
+
+    alibi: bool = False
+    """Whether every head has a bias of its own on distance, handed in by the model. `config.alibi` overrules it."""
+
+    reads_config: bool = False
+    """Whether the module takes its head count from its configuration while it runs."""
+
+    @property
+    def fused(self) -> bool:
+        """Whether query, key and value are one projection."""
+        return self.query == self.value
+
+
+@dataclass(frozen=True)
+class MlpLayout:
+    """The MLP of one decoder layer. Paths are relative to the layer."""
+
+    up: str = "mlp.up_proj"
+    down: str = "mlp.down_proj"
+    gate: str | None = "mlp.gate_proj"
+    """None without a gate; the same path as `up` where they are fused: all gates, then all ups."""
+
+
+@dataclass(frozen=True)
+class ExpertsLayout:
+    """A mixture of experts whose weights are stacked: gate_up_proj (E, 2F, D), down_proj (E, D, F), router (E, D)."""
+
+    module: str = "mlp.experts"
+    router: str = "mlp.gate"
+
+
+@dataclass(frozen=True)
+class ConfigNames:
+    """Configuration keys of the widths; None where the family has no such key."""
+
+    query_heads: str | None = "num_attention_heads"
+    kv_heads: str | None = "num_key_value_heads"
+    mlp_channels: str | None = "intermediate_size"
+    experts: str | None = None
 
 
 @dataclass(frozen=True)
@@ -24,51 +86,162 @@ class DecoderLayout:
     """`config.model_type` of the architectures that are laid out so."""
 
     layers: str = "model.layers"
-    query: str = "self_attn.q_proj"
-    key: str = "self_attn.k_proj"
-    value: str = "self_attn.v_proj"
-    output: str = "self_attn.o_proj"
-    gate: str = "mlp.gate_proj"
-    up: str = "mlp.up_proj"
-    down: str = "mlp.down_proj"
+    attention: AttentionLayout = field(default_factory=AttentionLayout)
+    mlp: MlpLayout = field(default_factory=MlpLayout)
+    experts: ExpertsLayout | None = None
+    """Used in the layers that have it; the others have the MLP."""
 
-    @property
-    def projections(self) -> tuple[str, ...]:
-        """Paths of all projections inside a layer."""
-        return (self.query, self.key, self.value, self.output, self.gate, self.up, self.down)
+    names: ConfigNames = field(default_factory=ConfigNames)
+    adds_residual: bool = False
+    """Whether attention and MLP add the residual themselves (their second argument)."""
+
+    runs_on_hidden_size: bool = False
+    """Whether the code computes with `config.hidden_size` while it runs, which therefore stays that of the dense model."""
 
 
-LAYOUTS = (DecoderLayout("llama", ("llama", "mistral", "qwen2")),)
+FUSED = "self_attn.qkv_proj"
+NEOX = AttentionLayout(
+    module="attention",
+    query="attention.query_key_value",
+    key="attention.query_key_value",
+    value="attention.query_key_value",
+    output="attention.dense",
+    interleaved=True,
+)
+FALCON = AttentionLayout(
+    module="self_attention",
+    query="self_attention.query_key_value",
+    key="self_attention.query_key_value",
+    value="self_attention.query_key_value",
+    output="self_attention.dense",
+    interleaved=True,
+)
+H_TO_4H = MlpLayout(up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h", gate=None)
+
+LAYOUTS = (
+    DecoderLayout("llama", ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3")),
+    DecoderLayout(
+        "olmo2",
+        ("olmo2",),
+        attention=AttentionLayout(query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"),
+    ),
+    DecoderLayout(
+        "phi3",
+        ("phi3",),
+        attention=AttentionLayout(query=FUSED, key=FUSED, value=FUSED, reads_config=True),
+        mlp=MlpLayout(up="mlp.gate_up_proj", gate="mlp.gate_up_proj"),
+    ),
+    DecoderLayout("glm", ("glm", "glm4"), mlp=MlpLayout(up="mlp.gate_up_proj", gate="mlp.gate_up_proj")),
+    DecoderLayout(
+        "baichuan",
+        ("baichuan",),
+        attention=AttentionLayout(query="self_attn.W_pack", key="self_attn.W_pack", value="self_attn.W_pack"),
+        names=ConfigNames(kv_heads=None),
+    ),
+    DecoderLayout(
+        "chatglm",
+        ("chatglm",),
+        layers="transformer.encoder.layers",
+        attention=AttentionLayout(
+            module="self_attention",
+            query="self_attention.query_key_value",
+            key="self_attention.query_key_value",
+            value="self_attention.query_key_value",
+            output="self_attention.dense",
+        ),
+        mlp=MlpLayout(up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h", gate="mlp.dense_h_to_4h"),
+        names=ConfigNames(kv_heads="multi_query_group_num", mlp_channels="ffn_hidden_size"),
+    ),
+    DecoderLayout(
+        "gpt_neox",
+        ("gpt_neox",),
+        layers="gpt_neox.layers",
+        attention=NEOX,
+        mlp=H_TO_4H,
+        names=ConfigNames(kv_heads=None),
+    ),
+    DecoderLayout(
+        "bloom",
+        ("bloom",),
+        layers="transformer.h",
+        attention=replace(FALCON, alibi=True),
+        mlp=H_TO_4H,
+        names=ConfigNames(query_heads="n_head", kv_heads=None, mlp_channels=None),
+        adds_residual=True,
+    ),
+    DecoderLayout(
+        "falcon",
+        ("falcon",),
+        layers="transformer.h",
+        attention=FALCON,
+        mlp=H_TO_4H,
+        names=ConfigNames(kv_heads="num_kv_heads", mlp_channels="ffn_hidden_size"),
+        runs_on_hidden_size=True,
+    ),
+    DecoderLayout(
+        "gpt2",
+        ("gpt2",),
+        layers="transformer.h",
+        attention=AttentionLayout("attn", "attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj"),
+        mlp=MlpLayout(up="mlp.c_fc", down="mlp.c_proj", gate=None),
+        names=ConfigNames(query_heads="n_head", kv_heads=None, mlp_channels="n_inner"),
+    ),
+    DecoderLayout(
+        "opt",
+        ("opt",),
+        layers="model.decoder.layers",
+        attention=AttentionLayout(output="self_attn.out_proj"),
+        mlp=MlpLayout(up="fc1", down="fc2", gate=None),
+        names=ConfigNames(kv_heads=None, mlp_channels="ffn_dim"),
+    ),
+    DecoderLayout(
+        "qwen3_moe",
+        ("qwen3_moe",),
+        experts=ExpertsLayout(),
+        names=ConfigNames(mlp_channels="moe_intermediate_size", experts="num_experts"),
+    ),
+    DecoderLayout("mixtral", ("mixtral",), experts=ExpertsLayout(), names=ConfigNames(experts="num_local_experts")),
+)
 
 
 @dataclass(frozen=True)
 class LayerWidths:
-    """What pruning may change in one layer."""
+    """What pruning may change in one layer; 0 for a part that is gone or was never there."""
 
     query_heads: int
     kv_heads: int
     mlp_channels: int
+    """Channels of the MLP, or of each expert."""
+
+    experts: int = 0
+
+
+def declared_layout(model: PreTrainedModel) -> DecoderLayout | None:
+    """Return the layout that is declared for the model's architecture, or None.
+
+    Raises:
+        ValueError: a projection of the declared layout is missing or not linear.
+    """
+    for layout in LAYOUTS:
+        if model.config.model_type in layout.model_types:
+            _check_modules(model, layout)
+            return layout
+    return None
 
 
 def find_layout(model: PreTrainedModel) -> DecoderLayout:
-    """Return the layout of the model's family, checked against the modules that are really there.
+    """Return the layout of the model: declared for its architecture, or discovered by perturbation.
 
     Raises:
-        ValueError: no declared family has this model type, or a projection is missing or not linear.
+        ValueError: nothing is declared and discovery cannot prove a layout; or weights are quantised.
     """
-    model_type = model.config.model_type
-    for layout in LAYOUTS:
-        if model_type in layout.model_types:
-            _check_modules(model, layout)
-            return layout
-    known = sorted(model_type for layout in LAYOUTS for model_type in layout.model_types)
-    raise ValueError(
-        f"unsupported architecture: model_type={model_type!r}. Declared families cover {known}: decoder layers with linear "
-        f"projections {', '.join(LAYOUTS[0].projections)}. See docs/extending.md to declare another."
-    )
+    from pruning.discovery import discover_layout
+
+    _refuse_quantised(model)
+    return declared_layout(model) or discover_layout(model)
 
 
-def decoder_layers(model: PreTrainedModel, layout: DecoderLayout) -> nn.ModuleList:
+def decoder_layers(model: nn.Module, layout: DecoderLayout) -> nn.ModuleList:
     """Return the model's decoder layers, in order."""
     layers = model.get_submodule(layout.layers)
     assert isinstance(layers, nn.ModuleList)
@@ -80,83 +253,114 @@ def block_parameters(model: PreTrainedModel, layout: DecoderLayout) -> int:
     return sum(parameter.numel() for parameter in decoder_layers(model, layout).parameters())
 
 
+def find_module(layer: nn.Module, path: str | None) -> nn.Module | None:
+    """Return the module at `path` inside a layer, or None where there is none (it may have been cut out)."""
+    if path is None:
+        return None
+    try:
+        return layer.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def is_linear(module: nn.Module | None) -> bool:
+    """Say whether a module is a linear map whose rows and columns can be cut."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def output_dim(linear: nn.Module) -> int:
+    """Return the weight's dimension that holds the outputs: 0 for `nn.Linear`, 1 for GPT-2's `Conv1D`."""
+    return 1 if isinstance(linear, Conv1D) else 0
+
+
+def weight_of(module: nn.Module) -> torch.Tensor:
+    """Return the weight of a linear map, an embedding or a norm."""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def outputs_of(linear: nn.Module) -> int:
+    """Return the number of outputs of a linear map, read off its weight."""
+    return weight_of(linear).shape[output_dim(linear)]
+
+
+def inputs_of(linear: nn.Module) -> int:
+    """Return the number of inputs of a linear map, read off its weight."""
+    return weight_of(linear).shape[1 - output_dim(linear)]
+
+
+def expert_sizes(experts: nn.Module) -> tuple[int, int, int]:
+    """Return the number of experts, the hidden width, and the channels of each expert."""
+    down = experts.down_proj
+    assert isinstance(down, torch.Tensor)
+    count, hidden, channels = down.shape
+    return count, hidden, channels
+
+
+def head_dimension(layer: nn.Module, layout: DecoderLayout) -> int:
+    """Return the numbers per head. Pruning never changes it, so rotary embedding stays valid."""
+    if layout.attention.head_dim is not None:
+        return layout.attention.head_dim
+    attention = layer.get_submodule(layout.attention.module)
+    for name in ("head_dim", "head_size", "hidden_size_per_attention_head"):
+        if isinstance(found := getattr(attention, name, None), int):
+            return found
+    raise ValueError(f"{layout.family}: {layout.attention.module} has no head_dim; give it in the layout")
+
+
+def attention_heads(layer: nn.Module, layout: DecoderLayout) -> tuple[int, int]:
+    """Return the query heads and the KV heads of a layer, (0, 0) when its attention is gone."""
+    attention = layout.attention
+    output = find_module(layer, attention.output)
+    if output is None:
+        return 0, 0
+    head_dim = head_dimension(layer, layout)
+    queries = inputs_of(output) // head_dim
+    if attention.fused:
+        return queries, (outputs_of(layer.get_submodule(attention.query)) // head_dim - queries) // 2
+    return queries, outputs_of(layer.get_submodule(attention.key)) // head_dim
+
+
 def layer_widths(model: PreTrainedModel, layout: DecoderLayout) -> list[LayerWidths]:
     """Return the widths of every layer, read off the weights."""
-    head_dim = head_dimension(model, layout)
-    return [
-        LayerWidths(
-            query_heads=linear_map(layer, layout.query).out_features // head_dim,
-            kv_heads=linear_map(layer, layout.key).out_features // head_dim,
-            mlp_channels=linear_map(layer, layout.gate).out_features,
-        )
-        for layer in decoder_layers(model, layout)
-    ]
-
-
-def head_dimension(model: PreTrainedModel, layout: DecoderLayout) -> int:
-    """Return the numbers per head. Pruning never changes it, so rotary embedding stays valid."""
-    return int(decoder_layers(model, layout)[0].get_submodule(layout.query.rpartition(".")[0]).head_dim)  # type: ignore[arg-type]
-
-
-def linear_map(layer: nn.Module, path: str) -> nn.Linear:
-    """Return the projection at `path` inside a layer."""
-    module = layer.get_submodule(path)
-    assert isinstance(module, nn.Linear)
-    return module
-
-
-def find_units(model: PreTrainedModel, layout: DecoderLayout) -> dict[str, UnitGroup]:
-    """Return every group of units that can be cut, by name, in layer order.
-
-    A KV group is one key-value head k with its own query heads k*G .. k*G+G-1 (G query heads to a KV head), which is how
-    `repeat_kv` in transformers assigns them. An MLP channel is a row of gate and up and a column of down.
-    """
-    head_dim = head_dimension(model, layout)
-    groups: dict[str, UnitGroup] = {}
-    for index, layer in enumerate(decoder_layers(model, layout)):
-        prefix = f"{layout.layers}.{index}"
-        kv_heads = linear_map(layer, layout.key).out_features // head_dim
-        queries = linear_map(layer, layout.query).out_features // kv_heads
-        attention = (
-            *_unit_slices(layer, prefix, layout.query, 0, kv_heads, queries),
-            *_unit_slices(layer, prefix, layout.key, 0, kv_heads, head_dim),
-            *_unit_slices(layer, prefix, layout.value, 0, kv_heads, head_dim),
-            *_unit_slices(layer, prefix, layout.output, 1, kv_heads, queries),
-        )
-        channels = linear_map(layer, layout.gate).out_features
-        mlp = (
-            *_unit_slices(layer, prefix, layout.gate, 0, channels, 1),
-            *_unit_slices(layer, prefix, layout.up, 0, channels, 1),
-            *_unit_slices(layer, prefix, layout.down, 1, channels, 1),
-        )
-        for name, kind, slices in (
-            (f"layers.{index}.attention", UnitKind.kv_group, attention),
-            (f"layers.{index}.mlp", UnitKind.mlp_channel, mlp),
-        ):
-            groups[name] = UnitGroup(name, kind, index, slices)
-    return groups
-
-
-def _unit_slices(layer: nn.Module, prefix: str, path: str, dim: int, units: int, block: int) -> list[UnitSlice]:
-    """Return the slices of a projection whose `dim` is `units` consecutive blocks; rows take their bias along."""
-    indices = torch.arange(units * block).view(units, block)
-    linear = linear_map(layer, path)
-    slices = [UnitSlice(f"{prefix}.{path}.weight", dim, indices, block * linear.weight.shape[1 - dim])]
-    if dim == 0 and linear.bias is not None:
-        slices.append(UnitSlice(f"{prefix}.{path}.bias", 0, indices, block))
-    return slices
+    found = []
+    for layer in decoder_layers(model, layout):
+        experts = find_module(layer, layout.experts.module) if layout.experts else None
+        down = find_module(layer, layout.mlp.down)
+        if experts is not None:
+            count, _, channels = expert_sizes(experts)
+        else:
+            count, channels = 0, inputs_of(down) if down is not None and is_linear(down) else 0
+        found.append(LayerWidths(*attention_heads(layer, layout), channels, count))
+    return found
 
 
 def _check_modules(model: PreTrainedModel, layout: DecoderLayout) -> None:
+    """Raise when a layer has an attention or MLP module, but not the projections that the layout declares in it."""
+    attention, mlp = layout.attention, layout.mlp
     for index, layer in enumerate(decoder_layers(model, layout)):
-        for path in layout.projections:
-            try:
-                module = layer.get_submodule(path)
-            except AttributeError:
-                module = None
-            if not isinstance(module, nn.Linear):
+        paths = [attention.query, attention.key, attention.value, attention.output]
+        if not (layout.experts and find_module(layer, layout.experts.module)):
+            paths += [path for path in (mlp.gate, mlp.up, mlp.down) if path]
+        for path in paths:
+            module = find_module(layer, path)
+            gone = getattr(find_module(layer, path.rpartition(".")[0]), "is_skipped", False) or getattr(
+                module, "is_skipped", False
+            )
+            if not is_linear(module) and not gone:
                 found = type(module).__name__ if module is not None else "nothing"
                 raise ValueError(
                     f"unsupported architecture: model_type={model.config.model_type!r} is declared as {layout.family}, "
                     f"but {layout.layers}.{index}.{path} is {found}, not a linear map"
                 )
+
+
+def _refuse_quantised(model: PreTrainedModel) -> None:
+    """Raise when a weight is not made of floating-point numbers: rows cannot be cut out of packed blocks."""
+    for name, parameter in model.named_parameters():
+        if not torch.is_floating_point(parameter) or parameter.element_size() < 2:
+            raise ValueError(
+                f"{name} is stored as {parameter.dtype}: quantised weights cannot be pruned; load the model in float32, "
+                "bfloat16 or float16 (model.dtype)"
+            )

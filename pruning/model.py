@@ -159,7 +159,7 @@ def load_pretrained(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from pruning.checkpoint import is_pruned, load_pruned
+    from pruning.checkpoint import is_pruned, load_checkpoint
 
     if Path(place).is_dir() and not (Path(place) / "config.json").exists():
         raise ValueError(f"model.path={place}: this folder is no model: it holds no config.json")
@@ -170,7 +170,7 @@ def load_pretrained(
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         torch_dtype = getattr(torch, dtype.value)
         if is_pruned(config):
-            model = load_pruned(Path(place), torch_dtype)
+            model = load_checkpoint(Path(place), torch_dtype, trust_remote_code=options.get("trust_remote_code", False))
         else:
             model = AutoModelForCausalLM.from_pretrained(place, dtype=torch_dtype, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -208,7 +208,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     import torch
 
     config = model.config.to_dict()
-    for transient in ("_name_or_path", "transformers_version", "architectures", "dtype"):
+    for transient in ("_name_or_path", "transformers_version", "architectures", "dtype", "auto_map"):
         config.pop(transient, None)
     total = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):

@@ -11,11 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evaluation.perplexity import score_text
 from evaluation.zeroshot import SEVEN, ZeroShot, main_metric
-from pruning.allocation import Allocator, PruningConfig
+from pruning.allocation import Allocator
 from pruning.blocks import draw_texts, evenly_spaced_windows
 from pruning.cache import Cache
 from pruning.checkpoint import load_checkpoint, save_checkpoint
-from pruning.families import find_layout, find_units
+from pruning.config import PruningConfig
+from pruning.families import find_layout
+from pruning.grouping import find_units
 from pruning.importance.base import ImportanceEstimator
 from pruning.importance.magnitude import Magnitude
 from pruning.importance.taylor import Taylor

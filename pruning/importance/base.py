@@ -1,8 +1,11 @@
-"""The contract of an importance estimator, and the step all of them share: channels of matrices become scores of units."""
+"""The contract of an importance estimator, the options all of them share, and how matrices become scores of units.
+
+Letters: U units of a group, C positions of one unit in one matrix, N calibration samples, T tokens of each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
@@ -22,11 +25,46 @@ class Needs(Enum):
     activations = "activations"
 
 
+class Normalization(Enum):
+    """What every score is divided by, so that units of different groups can be ranked together."""
+
+    none = "none"
+    """Nothing: fine when every layer loses the same share of its units."""
+
+    parameters = "parameters"
+    """The parameters that leave with the unit: a head is larger than an MLP channel, and its score is with it."""
+
+    layer = "layer"
+    """The mean score of the group: takes out that scores grow or shrink from layer to layer. Depth groups have one unit,
+    so theirs are divided by the mean over all groups of their kind."""
+
+
+class Aggregation(Enum):
+    """How the scores of the coupled matrices of a unit become one (LLM-Pruner, section 3.2 and its ablation)."""
+
+    sum = "sum"
+    mean = "mean"
+    max = "max"
+
+    prod = "prod"
+    """The geometric mean: it orders the units of a group as the product does, and does not underflow. A unit with a
+    score of zero in any one matrix scores zero."""
+
+    last = "last"
+    """The last matrix alone: the one that reads the units' activations."""
+
+
 @dataclass
 class ImportanceEstimator:
     """Base of the `importance` options. A subclass's fields are its hyper-parameters."""
 
     needs: ClassVar[Needs] = Needs.weights
+    normalization: Normalization = Normalization.none
+    """none, parameters or layer. Applied to what `score` returns."""
+
+    halves: bool = True
+    """Whether the halves of the calibration samples are scored apart too, at the price of a second scoring: tells how sure
+    the scores are. No effect on estimators that need only weights."""
 
     def score(
         self, model: PreTrainedModel, groups: Mapping[str, UnitGroup], samples: torch.Tensor | None
@@ -44,34 +82,119 @@ class ImportanceEstimator:
         raise NotImplementedError
 
 
-def sum_over_slices(
-    groups: Mapping[str, UnitGroup], channel_scores: Callable[[UnitSlice], torch.Tensor]
+@dataclass
+class CalibratedImportance(ImportanceEstimator):
+    """Base of the estimators that run the model on calibration samples."""
+
+    batch_size: int | None = None
+    """Samples run at once; null for all. Saves memory, does not change the scores."""
+
+    def __post_init__(self) -> None:
+        check_at_least_one("batch_size", self.batch_size)
+
+
+@dataclass
+class CoupledImportance(ImportanceEstimator):
+    """Base of the estimators that score the weights of a unit matrix by matrix."""
+
+    aggregation: Aggregation = Aggregation.sum
+    """sum, mean, max, prod or last, over the coupled matrices of a unit."""
+
+
+def check_at_least_one(key: str, value: int | None) -> None:
+    """Raise unless an option that counts something is null or positive."""
+    if value is not None and value < 1:
+        raise ValueError(f"importance.{key}={value}: must be at least 1, or null for all")
+
+
+def sum_positions(group: UnitGroup, piece: UnitSlice, values: torch.Tensor) -> torch.Tensor:
+    """Return the (positions,) scores of a slice's rows or columns as (U, 1): the sum over the positions of each unit."""
+    return values[piece.indices].sum(dim=1, keepdim=True)
+
+
+def aggregate_matrices(
+    groups: Mapping[str, UnitGroup],
+    channels: Callable[[UnitSlice], torch.Tensor],
+    aggregation: Aggregation,
+    per_unit: Callable[[UnitGroup, UnitSlice, torch.Tensor], torch.Tensor] = sum_positions,
 ) -> dict[str, torch.Tensor]:
-    """Add up, for every unit, the scores of all the channels that leave with it.
+    """Turn the scores of rows and columns into scores of units.
+
+    The rows or columns of a unit in one matrix are added up, then its matrices are aggregated. Each slice of a weight is a
+    matrix (a fused projection has several); the slice of a bias is added to the weight before it.
 
     Args:
         groups: what to score.
-        channel_scores: for a slice, the score of each position along the slice's dimension, (positions,).
+        channels: for a slice, the score of each position along its `dims`, (positions,).
+        aggregation: how matrices become one.
+        per_unit: (group, slice, scores of its positions) -> (U, X); what is added up over X only after aggregation.
 
     Returns:
         Group name -> (U,) float32 on the CPU.
+
+    Raises:
+        ValueError: `last` is asked for a group without a single last matrix.
     """
     import torch
 
-    return {
-        name: torch.stack([_per_unit(piece, channel_scores) for piece in group.slices]).sum(dim=0)
-        for name, group in groups.items()
-    }
+    scores = {}
+    for name, group in groups.items():
+        if aggregation is Aggregation.last and (group.kind.is_depth or group.layer is None):
+            raise ValueError(
+                f"importance.aggregation=last: {name} ({group.kind.value}) has no one matrix that reads it; "
+                "use sum, mean, max or prod"
+            )
+        matrices: list[torch.Tensor] = []
+        for index, piece in enumerate(group.slices):
+            values = per_unit(group, piece, channels(piece).double().cpu())
+            if _is_bias_of_previous(group.slices, index):
+                matrices[-1] = matrices[-1] + values
+            else:
+                matrices.append(values)
+        scores[name] = _aggregate(torch.stack(matrices), aggregation).sum(dim=1).float()
+    return scores
 
 
-def check_finite(scores: Mapping[str, torch.Tensor]) -> None:
-    """Raise when a score is NaN or infinite, naming the first such unit."""
+def check_finite(
+    scores: Mapping[str, torch.Tensor], model: PreTrainedModel | None = None, samples: torch.Tensor | None = None
+) -> None:
+    """Raise when a score is NaN or infinite, naming the first such unit and, given samples, the first one to blame."""
     for name, values in scores.items():
         bad = (~values.isfinite()).nonzero().flatten()
         if len(bad):
-            raise ValueError(f"the score of unit {int(bad[0])} of {name} is {float(values[bad[0]])}: cannot rank it")
+            blame = "" if model is None or samples is None else _blame(model, samples)
+            raise ValueError(
+                f"the score of unit {int(bad[0])} of {name} is {float(values[bad[0]])}: cannot rank it{blame}"
+            )
 
 
-def _per_unit(piece: UnitSlice, channel_scores: Callable[[UnitSlice], torch.Tensor]) -> torch.Tensor:
-    channels = channel_scores(piece).float().cpu()
-    return channels[piece.indices].sum(dim=1)
+def _blame(model: PreTrainedModel, samples: torch.Tensor) -> str:
+    """Name the first sample whose loss is not finite."""
+    import torch
+
+    with torch.no_grad():
+        for index, sample in enumerate(samples):
+            ids = sample[None].to(model.device)
+            loss = float(model(input_ids=ids, labels=ids, use_cache=False).loss)
+            if not abs(loss) < float("inf"):
+                return f". The loss on calibration sample {index} is {loss}: check its text, or use model.dtype=float32"
+    return ". The loss is finite on every calibration sample: the numbers overflow elsewhere; use model.dtype=float32"
+
+
+def _is_bias_of_previous(slices: Sequence[UnitSlice], index: int) -> bool:
+    """Say whether a slice is the bias of the module whose weight is the slice before it."""
+    (owner, _, part), previous = slices[index].parameter.rpartition("."), slices[index - 1].parameter
+    return index > 0 and part == "bias" and previous == f"{owner}.weight"
+
+
+def _aggregate(matrices: torch.Tensor, aggregation: Aggregation) -> torch.Tensor:
+    """Return (M, U, C) scores of matrices as (U, C)."""
+    if aggregation is Aggregation.sum:
+        return matrices.sum(dim=0)
+    if aggregation is Aggregation.mean:
+        return matrices.mean(dim=0)
+    if aggregation is Aggregation.max:
+        return matrices.amax(dim=0)
+    if aggregation is Aggregation.last:
+        return matrices[-1]
+    return matrices.log().mean(dim=0).exp()

@@ -1,109 +1,141 @@
-"""Gradients of the next-token loss, folded into float32 sums as backward produces them.
+"""Backward passes of the next-token loss over calibration samples, in a model that is as it was afterwards.
 
-A gradient is freed as soon as it is folded, so backward holds one gradient at a time beside the sums.
+The loss of a batch is the mean over its tokens. All samples have the same length, so the gradient of the loss on all samples
+is the mean of the batches' gradients, each weighted by its share of the samples.
+
+The surprise: checkpointing replaces `forward` of each decoder layer instead of switching on the layers' own
+checkpointing, which works in training mode only, where some families (OPT, Falcon) would also start their dropout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+GradientFold = Callable[[str, torch.Tensor, torch.Tensor, float], None]
+"""(parameter name, weight, gradient of a batch's loss, the batch's share of the samples); it may overwrite the gradient."""
 
 
-class Moments(NamedTuple):
-    """Moments of a parameter's gradient over the samples, float32, of the parameter's shape; empty when not asked for."""
-
-    mean: torch.Tensor
-    mean_square: torch.Tensor
-
-
-def gradient_moments(
+def fold_gradients(
     model: PreTrainedModel,
-    names: set[str],
+    names: Collection[str],
     samples: torch.Tensor,
+    fold: GradientFold,
     *,
-    batch_size: int,
-    mean: bool,
-    mean_square: bool,
-) -> dict[str, Moments]:
-    """Return the mean gradient, and the mean squared gradient per sample, of the named parameters.
+    batch_size: int | None = None,
+    checkpointing: bool = False,
+) -> None:
+    """Hand every gradient of the named parameters to `fold` as backward produces it, then free it.
 
     Args:
         model: any mode; left as it was, to the last bit, with its gradients and `requires_grad` flags as they were.
         names: qualified names of the parameters.
         samples: token ids, (N, T).
-        batch_size: samples in one backward pass; must be 1 for `mean_square`.
-        mean: whether the mean gradient is wanted.
-        mean_square: whether the mean over samples of the squared gradient is wanted.
+        fold: takes one gradient.
+        batch_size: samples in one backward pass; None for all.
+        checkpointing: whether activations are computed again in the backward pass instead of kept.
 
     Raises:
-        RuntimeError: a named parameter got no gradient; it would be scored as worthless.
+        ValueError: a named parameter got no gradient; it would be scored as worthless.
     """
-    assert batch_size == 1 or not mean_square
-    sums = {
-        name: Moments(
-            torch.zeros_like(model.get_parameter(name), dtype=torch.float32) if mean else torch.empty(0),
-            torch.zeros_like(model.get_parameter(name), dtype=torch.float32) if mean_square else torch.empty(0),
-        )
-        for name in names
-    }
-    seen: dict[str, int] = dict.fromkeys(names, 0)
+    seen = dict.fromkeys(names, 0)
+    share = 0.0
 
-    def fold(name: str, gradient: torch.Tensor) -> None:
+    def hook(parameter: torch.Tensor, name: str) -> None:
+        assert parameter.grad is not None
         seen[name] += 1
-        gradient = gradient.float()
-        if mean:
-            sums[name].mean.add_(gradient)
-        if mean_square:
-            sums[name].mean_square.addcmul_(gradient, gradient)
+        gradient, parameter.grad = parameter.grad, None
+        with torch.no_grad():
+            fold(name, parameter.detach(), gradient, share)
 
-    batches = samples.split(batch_size)
-    with _gradients_only_for(model, names, fold):
-        for batch in tqdm(batches, desc="gradients", leave=False):
-            ids = batch.to(model.device)
-            (model(input_ids=ids, labels=ids, use_cache=False).loss * len(batch)).backward()
-    missing = sorted(name for name, count in seen.items() if count != len(batches))
-    if missing:
-        raise RuntimeError(f"{missing[0]} got {seen[missing[0]]} gradients from {len(batches)} backward passes")
-    for moments in sums.values():
-        moments.mean.div_(len(samples))
-        moments.mean_square.div_(len(samples))
-    return sums
+    batches = split_samples(samples, batch_size)
+    hooks = []
+    with only_trainable(model, names), checkpointed(model) if checkpointing else nullcontext():
+        try:
+            for name in seen:
+                parameter = model.get_parameter(name)
+                hooks.append(parameter.register_post_accumulate_grad_hook(partial(hook, name=name)))
+            for batch in tqdm(batches, desc="gradients", leave=False):
+                share = len(batch) / len(samples)
+                batch_loss(model, batch).backward()
+        finally:
+            for handle in hooks:
+                handle.remove()
+    for name, count in seen.items():
+        if count != len(batches):
+            raise ValueError(
+                f"{name} got {count} gradients from {len(batches)} backward passes: the model does not use it, so it cannot "
+                "be scored by gradients; use importance=l2 or random"
+            )
+
+
+def split_samples(samples: torch.Tensor | None, batch_size: int | None) -> tuple[torch.Tensor, ...]:
+    """Return calibration samples (N, T) in batches.
+
+    Raises:
+        ValueError: there are no samples, or they are too short to predict a token from.
+    """
+    if samples is None or samples.ndim != 2 or samples.shape[0] < 1 or samples.shape[1] < 2:
+        found = "none" if samples is None else f"shape {tuple(samples.shape)}"
+        raise ValueError(
+            f"calibration samples: must be (samples, tokens) with at least 1 sample of 2 tokens, but got {found}; "
+            "choose an estimator that needs no text (importance=l2) or give data with more text"
+        )
+    return samples.split(batch_size or len(samples))
+
+
+def batch_loss(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
+    """Return the mean next-token loss of token ids (B, T), in nats, with a graph behind it."""
+    ids = batch.to(model.device)
+    with torch.enable_grad():
+        return model(input_ids=ids, labels=ids, use_cache=False).loss
 
 
 @contextmanager
-def _gradients_only_for(
-    model: PreTrainedModel, names: set[str], fold: Callable[[str, torch.Tensor], None]
-) -> Iterator[None]:
-    """Hand each named parameter's gradient to `fold` and free it; restore flags, gradients and mode at the end."""
-    before = {name: (parameter.requires_grad, parameter.grad) for name, parameter in model.named_parameters()}
-    training = model.training
-    hooks = []
-
-    def hook_for(name: str) -> Callable[[torch.Tensor], None]:
-        def hook(parameter: torch.Tensor) -> None:
-            assert parameter.grad is not None
-            fold(name, parameter.grad)
-            parameter.grad = None
-
-        return hook
-
+def only_trainable(model: PreTrainedModel, names: Collection[str]) -> Iterator[None]:
+    """Have only the named parameters take gradients, in evaluation mode; restore flags, gradients and modes at the end."""
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         for name, parameter in model.named_parameters():
             parameter.grad = None
             parameter.requires_grad_(name in names)
-            if name in names:
-                hooks.append(parameter.register_post_accumulate_grad_hook(hook_for(name)))
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(before[name][0])
-            parameter.grad = before[name][1]
-        model.train(training)
+        for parameter, flag, gradient in before:
+            parameter.requires_grad_(flag)
+            parameter.grad = gradient
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def checkpointed(model: PreTrainedModel) -> Iterator[None]:
+    """Have the decoder layers keep only their inputs for the backward pass, and compute the rest again.
+
+    Raises:
+        ValueError: the model has no layers that transformers marks as fit for it.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(
+            f"importance.checkpointing=true: {type(model).__name__} has no layers that can be checkpointed; set it to false"
+        )
+    own = [layer.__dict__.get("forward") for layer in layers]
+    try:
+        for layer in layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            layer.__dict__.pop("forward", None)
+            if forward is not None:
+                layer.forward = forward

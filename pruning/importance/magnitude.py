@@ -1,4 +1,8 @@
-"""Magnitude: the l1 or l2 norm of everything that leaves with a unit (LLM-Pruner's baselines, without its bias to means)."""
+"""Magnitude: the l1 or l2 norm of everything that leaves with a unit.
+
+LLM-Pruner's magnitude baselines are the same sums in the same order of units, but always the mean over the coupled matrices:
+`aggregation=mean`.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pruning.importance.base import ImportanceEstimator, check_finite, sum_over_slices
+from pruning.importance.base import CoupledImportance, aggregate_matrices, check_finite
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from pruning.units import UnitGroup
+    from pruning.units import UnitGroup, UnitSlice
 
 
 @dataclass
-class Magnitude(ImportanceEstimator):
-    """Score of a unit: (sum of |w|^p over all its coupled weights w)^(1/p)."""
+class Magnitude(CoupledImportance):
+    """Score of a unit: (aggregate over its matrices of sum |w|^p)^(1/p); with `sum`, the norm of all its weights."""
 
     power: int = 2
     """p: 1 or 2."""
@@ -30,17 +34,17 @@ class Magnitude(ImportanceEstimator):
         self, model: PreTrainedModel, groups: Mapping[str, UnitGroup], samples: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         """Score every unit by the norm of its coupled weights; see the base class for shapes."""
-        powers = sum_over_slices(
-            groups,
-            lambda piece: sum_other_dims(
-                model.get_parameter(piece.parameter).detach().float().abs() ** self.power, piece.dim
-            ),
-        )
+        from pruning.importance.reduction import power_sums
+
+        found: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
+
+        def channels(piece: UnitSlice) -> torch.Tensor:
+            place = piece.parameter, piece.dims
+            if place not in found:
+                found[place] = power_sums(model.get_parameter(piece.parameter).detach(), piece.dims, self.power)
+            return found[place]
+
+        powers = aggregate_matrices(groups, channels, self.aggregation)
         scores = {name: values ** (1 / self.power) for name, values in powers.items()}
         check_finite(scores)
         return scores
-
-
-def sum_other_dims(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """Return the sum of a matrix or vector over every dimension but `dim`."""
-    return values.movedim(dim, 0).flatten(1).sum(dim=1) if values.ndim > 1 else values

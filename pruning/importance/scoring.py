@@ -1,17 +1,50 @@
-"""Scoring with a memory: the scores of a model that was scored in the same way before come from the cache."""
+"""Scoring with a memory: normalised scores, how sure they are, and no work for a model that was scored so before."""
 
 from __future__ import annotations
 
+import logging
+import statistics
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from pruning.cache import Cache, digest
-from pruning.importance.base import ImportanceEstimator, Needs
+from pruning.importance.base import ImportanceEstimator, Needs, Normalization
 from pruning.model import fingerprint
 from pruning.units import UnitGroup
+
+log = logging.getLogger(__name__)
+
+Scores = dict[str, torch.Tensor]
+"""Group name -> (U,) float32 on the CPU."""
+
+
+@dataclass(frozen=True)
+class UnitScores:
+    """Scores of units, and how much they depend on which calibration samples were drawn."""
+
+    values: Scores
+    """Higher is more important."""
+
+    spread: Scores | None
+    """|score on the first half of the samples - score on the second| / 2: the standard error of the mean of the two, where
+    scores are means over samples. None where the halves were not scored apart."""
+
+    rank_agreement: float | None
+    """Spearman's rank correlation of the halves' scores, in [-1, 1]: the mean over groups of at least 3 units whose scores
+    differ. Near 1, more samples would choose the same units. None without such groups."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return how sure the scores are: rank agreement, and spread relative to the scores, the mean over groups."""
+        found = {} if self.rank_agreement is None else {"rank_agreement": self.rank_agreement}
+        if self.spread is not None:
+            sizes = {name: float(values.abs().mean()) for name, values in self.values.items()}
+            relative = [float(self.spread[name].mean()) / size for name, size in sizes.items() if size]
+            found |= {"relative_spread": statistics.fmean(relative)} if relative else {}
+        return found
 
 
 def score_units(
@@ -20,28 +53,83 @@ def score_units(
     groups: Mapping[str, UnitGroup],
     samples: torch.Tensor,
     cache: Cache,
-) -> dict[str, torch.Tensor]:
-    """Return the estimator's scores, group name -> (U,) float32, computed or read.
+) -> UnitScores:
+    """Return the estimator's scores, computed or read, and normalised as it asks.
 
     Args:
         estimator: the `importance` option.
         model: left bit-identical.
         groups: what to score.
         samples: calibration token ids, (N, T); ignored by an estimator that needs only weights.
-        cache: where scores are kept.
+        cache: where scores are kept, as they were before normalisation.
     """
     needs_text = estimator.needs is not Needs.weights
+    settings = {key: value for key, value in asdict(estimator).items() if key != "normalization"}
     inputs = {
         "estimator": type(estimator).__name__,
-        "settings": asdict(estimator),
+        "settings": settings,
         "model": fingerprint(model),
         "groups": sorted(groups),
         "samples": digest(samples.tolist()) if needs_text else None,
     }
+    found = cache.json("scores", inputs, lambda: _compute(estimator, model, groups, samples if needs_text else None))
+    units = divisors(estimator.normalization, groups, _tensors(found["values"], groups))
+    if (agreement := found["rank_agreement"]) is not None:
+        log.info("scores of the two halves of the calibration samples agree in rank by %.3f", agreement)
+    return UnitScores(
+        values={name: values / units[name] for name, values in _tensors(found["values"], groups).items()},
+        spread=None
+        if found["spread"] is None
+        else {name: values / units[name] for name, values in _tensors(found["spread"], groups).items()},
+        rank_agreement=agreement,
+    )
 
-    def compute() -> dict[str, list[float]]:
-        scores = estimator.score(model, groups, samples if needs_text else None)
-        return {name: values.tolist() for name, values in scores.items()}
 
-    found = cache.json("scores", inputs, compute)
-    return {name: torch.tensor(found[name]) for name in groups}
+def divisors(normalization: Normalization, groups: Mapping[str, UnitGroup], scores: Scores) -> dict[str, float]:
+    """Return what the scores of each group are divided by; 1 for a group whose mean is zero."""
+    if normalization is Normalization.none:
+        return dict.fromkeys(groups, 1.0)
+    if normalization is Normalization.parameters:
+        return {name: float(group.params_per_unit) for name, group in groups.items()}
+    means = {name: float(scores[name].mean()) for name in groups}
+    for kind in {group.kind for group in groups.values() if group.kind.is_depth}:
+        alike = [name for name, group in groups.items() if group.kind is kind]
+        means |= dict.fromkeys(alike, statistics.fmean(means[name] for name in alike))
+    return {name: mean or 1.0 for name, mean in means.items()}
+
+
+def rank_agreement(first: Scores, second: Scores) -> float | None:
+    """Return the mean over groups of Spearman's rank correlation between two scorings of the same units.
+
+    Groups of fewer than 3 units, and those where all scores are equal, say nothing and are left out; None if no group is left.
+    """
+    from scipy.stats import spearmanr
+
+    rhos = [
+        float(spearmanr(values, second[name]).statistic)
+        for name, values in first.items()
+        if len(values) >= 3 and len(values.unique()) > 1 and len(second[name].unique()) > 1
+    ]
+    return statistics.fmean(rhos) if rhos else None
+
+
+def _compute(
+    estimator: ImportanceEstimator,
+    model: PreTrainedModel,
+    groups: Mapping[str, UnitGroup],
+    samples: torch.Tensor | None,
+) -> dict[str, Any]:
+    """Score all samples and, where asked for and possible, both halves; as JSON."""
+    values = estimator.score(model, groups, samples)
+    spread, agreement = None, None
+    if estimator.halves and samples is not None and len(samples) >= 2:
+        middle = len(samples) // 2
+        first, second = (estimator.score(model, groups, half) for half in (samples[:middle], samples[middle:]))
+        spread = {name: ((first[name] - second[name]).abs() / 2).tolist() for name in groups}
+        agreement = rank_agreement(first, second)
+    lists = {name: scores.tolist() for name, scores in values.items()}
+    return {"values": lists, "spread": spread, "rank_agreement": agreement}
+
+
+def _tensors(lists: Mapping[str, list[float]], groups: Mapping[str, UnitGroup]) -> Scores:
+    return {name: torch.tensor(lists[name]) for name in groups}

@@ -1,32 +1,45 @@
 """Taylor importance: how much the loss would change without a unit, from gradients on a few samples.
 
-Source: LLM-Pruner (Ma, Fang, Wang, NeurIPS 2023), section 3.2 and its code. With weight w, gradient g of the mean
+Source: LLM-Pruner (Ma, Fang, Wang, NeurIPS 2023), section 3.2, equations 3 to 5. With weight w, gradient g of the mean
 next-token loss over all N samples, and g_j its gradient on sample j alone:
 
-    vector   per channel  | sum over the channel of w g |
-    first    per weight   | w g |
-    second   per weight   w^2 F,  F = (1/N) sum_j g_j^2      (empirical Fisher in place of the Hessian's diagonal)
-    mixed    per weight   | w g - w^2 F / 2 |
+            paper                                   code
+    vector  per channel | sum over the channel of w g |
+    first   per weight  | w g |
+    second  per weight  1/2 sum_j (w g_j)^2         w^2 F
+    mixed   per weight  | w g - 1/2 sum_j (w g_j)^2 |    | w g - 1/2 w^2 F |     with F = (1/N) sum_j g_j^2
 
-summed over all coupled weights of the unit. The 1/N in F is the code's; the paper's equation 5 has none. Gradients are
-folded into float32 sums as backward produces them and freed at once; embeddings and norms get none.
+summed over the rows or columns of a unit, then aggregated over its matrices. A sum over samples grows with their number, so
+the paper's second-order terms of few samples cannot be compared with those of many.
+
+The code differs in more than F: it pairs KV head h of K with query heads h, h+K, h+2K.. instead of those that read it, it
+aggregates the matrices of a head channel by channel, and it leaves biases out. `formulas=code` is for repeating its
+results; the default scores every unit by what really leaves with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
-from pruning.importance.base import ImportanceEstimator, Needs, check_finite, sum_over_slices
-from pruning.importance.magnitude import sum_other_dims
+from pruning.importance.base import (
+    CalibratedImportance,
+    CoupledImportance,
+    Needs,
+    aggregate_matrices,
+    check_at_least_one,
+    check_finite,
+    sum_positions,
+)
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from pruning.units import UnitGroup, UnitSlice
+    from pruning.importance.saliency import Place
+    from pruning.units import UnitGroup
 
 
 class TaylorOrder(Enum):
@@ -38,53 +51,88 @@ class TaylorOrder(Enum):
     mixed = "mixed"
 
 
+class Formulas(Enum):
+    """Whose equations are followed."""
+
+    paper = "paper"
+    code = "code"
+
+
 @dataclass
-class Taylor(ImportanceEstimator):
-    """Estimated change of the loss when a unit leaves."""
+class Taylor(CoupledImportance, CalibratedImportance):
+    """Estimated change of the loss when a unit leaves.
+
+    Peak memory is that of one forward and backward of a batch, with the gradient of one parameter at a time. Only `mixed`,
+    and `first` with several batches, need a float32 copy of the scored weights beside it: see `layers_at_once`.
+    """
 
     needs: ClassVar[Needs] = Needs.gradients
 
     order: TaylorOrder = TaylorOrder.first
-    """vector, first, second or mixed."""
+    """vector, first, second or mixed. The last two run one sample at a time, whatever the batch size."""
 
-    batch_size: int = 8
-    """Samples in one backward pass, where the order allows more than one (vector, first). Does not change the scores."""
+    formulas: Formulas = Formulas.paper
+    """paper or code."""
+
+    layers_at_once: int | None = None
+    """Decoder layers scored in one round over the samples; null for all. Fewer save memory where a copy is needed."""
+
+    checkpointing: bool = False
+    """Whether activations are computed again instead of kept: less memory, a third more time, the same scores."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"importance.batch_size={self.batch_size}: must be at least 1")
+        super().__post_init__()
+        check_at_least_one("layers_at_once", self.layers_at_once)
 
     def score(
         self, model: PreTrainedModel, groups: Mapping[str, UnitGroup], samples: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         """Score every unit on `samples` (N, T); see the base class for shapes."""
-        from pruning.importance.gradients import gradient_moments
+        from pruning.importance.gradients import split_samples
+        from pruning.importance.saliency import in_rounds, paired_as_in_code
 
+        split_samples(samples, None)
         assert samples is not None
-        names = {piece.parameter for group in groups.values() for piece in group.slices}
-        per_sample = self.order in (TaylorOrder.second, TaylorOrder.mixed)
-        moments = gradient_moments(
-            model,
-            names,
-            samples,
-            batch_size=1 if per_sample else self.batch_size,
-            mean=self.order is not TaylorOrder.second,
-            mean_square=per_sample,
+        as_in_code = self.formulas is Formulas.code
+        if as_in_code:
+            groups = {name: _without_biases(group) for name, group in groups.items()}
+        places: dict[str, set[tuple[int, ...]]] = {}
+        for group in groups.values():
+            for piece in group.slices:
+                places.setdefault(piece.parameter, set()).add(piece.dims)
+        channels: dict[Place, torch.Tensor] = {}
+        for names in in_rounds(places, self.layers_at_once):
+            channels |= self._channel_scores(model, {name: places[name] for name in names}, samples)
+        scores = aggregate_matrices(
+            groups,
+            lambda piece: channels[piece.parameter, piece.dims],
+            self.aggregation,
+            paired_as_in_code if as_in_code else sum_positions,
         )
-
-        def channel_scores(piece: UnitSlice) -> torch.Tensor:
-            weight = model.get_parameter(piece.parameter).detach().float()
-            mean, mean_square = moments[piece.parameter]
-            if self.order is TaylorOrder.vector:
-                return sum_other_dims(weight * mean, piece.dim).abs()
-            if self.order is TaylorOrder.first:
-                salience = (weight * mean).abs()
-            elif self.order is TaylorOrder.second:
-                salience = weight**2 * mean_square
-            else:
-                salience = (weight * mean - weight**2 * mean_square / 2).abs()
-            return sum_other_dims(salience, piece.dim)
-
-        scores = sum_over_slices(groups, channel_scores)
-        check_finite(scores)
+        check_finite(scores, model, samples)
         return scores
+
+    def _channel_scores(
+        self, model: PreTrainedModel, places: Mapping[str, Collection[tuple[int, ...]]], samples: torch.Tensor
+    ) -> dict[Place, torch.Tensor]:
+        """Return the score of every row or column of the parameters, (positions,) for each of their dims."""
+        from pruning.importance.gradients import fold_gradients, split_samples
+        from pruning.importance.saliency import SaliencySums, saliency
+
+        batch_size = 1 if self.order in (TaylorOrder.second, TaylorOrder.mixed) else self.batch_size
+        elementwise = self.order in (TaylorOrder.first, TaylorOrder.mixed)
+        passes = len(split_samples(samples, batch_size))
+        weights = {name: model.get_parameter(name).detach() for name in places}
+        sums = SaliencySums(weights, places, elementwise=elementwise, passes=passes)
+
+        def fold(name: str, weight: torch.Tensor, gradient: torch.Tensor, share: float) -> None:
+            sums.add(name, saliency(weight, gradient, share, self.order, self.formulas))
+
+        fold_gradients(model, places, samples, fold, batch_size=batch_size, checkpointing=self.checkpointing)
+        return sums.finish()
+
+
+def _without_biases(group: UnitGroup) -> UnitGroup:
+    """Return a group without the slices of biases."""
+    weights = tuple(piece for piece in group.slices if not piece.parameter.endswith("bias"))
+    return replace(group, slices=weights)

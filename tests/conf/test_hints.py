@@ -39,7 +39,7 @@ def test_a_mistyped_override_is_told_the_nearest_name(override: str, wrong: str,
 
 
 def test_a_name_like_no_other_is_told_what_is_allowed() -> None:
-    with pytest.raises(ValueError, match="Allowed: l1, l2, random, taylor") as caught:
+    with pytest.raises(ValueError, match="Allowed: flap, l1, l2, llm_pruner, random, reconstruction, taylor") as caught:
         check_overrides(["importance=xyzzy"])
     assert "Did you mean" not in str(caught.value)
 

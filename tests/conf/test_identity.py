@@ -50,7 +50,7 @@ def by_hand(experiment: str) -> tuple[str, ...]:
     [
         (("experiment=quickstart",), by_hand("quickstart")),
         (("pruning.ratio=0", "seed=0"), ("pruning.ratio=0.0",)),
-        (("pruning=mlp_only",), ("pruning.attention=false",)),
+        (("pruning=mlp_only",), ("pruning.structures=[mlp_channel]",)),
         (("importance=l1",), ("importance=l2", "importance.power=1")),
         (("importance=random", "seed=3"), ("importance=random", "importance.seed=3", "seed=3")),
     ],
@@ -65,7 +65,7 @@ def test_equal_configurations_have_one_key_however_asked_for(one: tuple[str, ...
         ("seed", 1),
         ("pruning.ratio", 0.21),
         ("pruning.protect_first", 3),
-        ("pruning.mlp", False),
+        ("pruning.round_to", 8),
         ("importance.order", "second"),
         ("model.path", "another/model"),
         ("model.dtype", "bfloat16"),
@@ -136,6 +136,6 @@ def test_the_run_folder_lies_under_runs_dir_and_study_by_its_name() -> None:
 def test_the_resolved_configuration_is_plain_and_without_hydra() -> None:
     plain = identity.resolved(composed("importance=random", "seed=6", "runs_dir=there"))
     assert set(plain) == set(schema.ExperimentConfig.__dataclass_fields__)
-    assert plain["importance"] == {"seed": 6}
+    assert plain["importance"] == {"normalization": "none", "halves": True, "seed": 6}
     assert plain["model"]["dtype"] == "float32"
     assert plain["cache_dir"] == "there/.cache"

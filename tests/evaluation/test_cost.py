@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from evaluation.cost import measure_cost, peak_rise, weight_bytes
 from evaluation.measure import CostConfig
-from pruning.families import find_layout, find_units
+from pruning.families import find_layout
+from pruning.grouping import find_units
 from pruning.surgery import cut
 from pruning.units import PruningPlan
 from tests.conftest import SIZES, build

@@ -353,7 +353,6 @@ def test_the_model_card_holds_the_figures_and_how_it_was_made() -> None:
         assert card.count(figure) == 3  # dense, pruned, recovered; a control has no checkpoint
     assert "19.9%" in card
     assert "importance: taylor" in card
-    assert "torch.float32" in card
     table = [line for line in card.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
 

@@ -6,12 +6,19 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pruning.allocation import Allocator, PruningConfig, RatioOf, lowest_removed
-from pruning.families import block_parameters, find_layout, find_units
+from pruning.allocation import Allocator
+from pruning.budget import ParameterBudget
+from pruning.choice import lowest_removed
+from pruning.config import Allocation, Direction, PruningConfig, RatioOf
+from pruning.families import block_parameters, find_layout
+from pruning.grouping import find_units
 from pruning.importance.random import RandomImportance
 from pruning.model import count_parameters
 from pruning.surgery import cut
-from pruning.units import PruningPlan
+from pruning.units import PruningPlan, UnitKind
+from tests.zoo import build
+
+K = UnitKind
 
 
 def prune(model: PreTrainedModel, config: PruningConfig, *ratios: float) -> list[PruningPlan]:
@@ -30,18 +37,51 @@ def config(**options: object) -> PruningConfig:
     return PruningConfig(**{"protect_first": 1, "protect_last": 1, **options})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("ratio", [0.03, 0.1, 0.17, 0.25])
+@pytest.mark.parametrize(
+    "structures",
+    [
+        (K.kv_group, K.mlp_channel),
+        (K.kv_group, K.query_head, K.mlp_channel),
+        (K.kv_group, K.mlp_channel, K.hidden),
+        (K.layer, K.mlp_channel),
+        (K.attention_layer, K.mlp_layer, K.mlp_channel),
+    ],
+    ids=lambda kinds: "+".join(kind.name for kind in kinds),
+)
+@pytest.mark.parametrize("ratio", [0.03, 0.1, 0.28])
 @pytest.mark.parametrize("of", [RatioOf.total, RatioOf.blocks])
-def test_the_ratio_reached_is_within_half_of_the_finest_unit(model: PreTrainedModel, ratio: float, of: RatioOf) -> None:
-    layout = find_layout(model)
-    finest = min(group.params_per_unit for group in find_units(model, layout).values())
-    base = count_parameters(model) if of is RatioOf.total else block_parameters(model, layout)
-    before = count_parameters(model)
-    (plan,) = prune(model, config(ratio=ratio, ratio_of=of))
-    removed = before - count_parameters(model)
+@pytest.mark.parametrize("allocation", list(Allocation), ids=lambda choice: choice.name)
+def test_the_ratio_reached_is_within_half_of_the_finest_unit(
+    llama: PreTrainedModel, structures: tuple[UnitKind, ...], ratio: float, of: RatioOf, allocation: Allocation
+) -> None:
+    layout = find_layout(llama)
+    finest = max(g.params_per_unit for g in find_units(llama, layout).values() if g.kind is K.mlp_channel)
+    base = count_parameters(llama) if of is RatioOf.total else block_parameters(llama, layout)
+    before = count_parameters(llama) if of is RatioOf.total else base
+    options = {"ratio": ratio, "ratio_of": of, "structures": list(structures), "allocation": allocation}
+    (plan,) = prune(llama, config(**options))
+    after = count_parameters(llama) if of is RatioOf.total else block_parameters(llama, layout)
     assert plan.ratio_asked == ratio
-    assert plan.ratio_reached == pytest.approx(removed / base)
-    assert abs(removed - ratio * base) <= finest / 2 + 1
+    assert plan.ratio_reached == pytest.approx((before - after) / base)
+    assert abs(before - after - ratio * base) <= finest / 2 + 1
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi3", "bloom", "falcon_multi_query", "opt", "olmo2", "chatglm"])
+def test_the_budget_is_solved_in_every_kind_of_layout(family: str) -> None:
+    model = build(family)
+    before = count_parameters(model)
+    (plan,) = prune(model, config(ratio=0.1))
+    assert plan.ratio_reached == pytest.approx(1 - count_parameters(model) / before)
+    assert plan.ratio_reached == pytest.approx(0.1, abs=3e-3)
+
+
+def test_experts_and_their_channels_share_a_budget() -> None:
+    model = build("mixtral")
+    before = count_parameters(model)
+    (plan,) = prune(model, config(ratio=0.15, structures=[K.expert, K.mlp_channel]))
+    assert plan.ratio_reached == pytest.approx(1 - count_parameters(model) / before)
+    assert plan.ratio_reached == pytest.approx(0.15, abs=5e-3)
+    assert {name.rpartition(".")[2] for name in plan.kept} == {"experts", "expert_channels"}
 
 
 def test_protected_layers_stay_whole_and_the_others_lose_alike(llama: PreTrainedModel) -> None:
@@ -64,6 +104,101 @@ def test_ratio_of_units_is_the_fraction_of_every_touched_group(llama: PreTrained
     assert plan.ratio_reached == pytest.approx(0.25)
 
 
+def test_attention_and_mlp_have_layers_and_ratios_of_their_own(llama: PreTrainedModel) -> None:
+    options = {"attention_layers": [2], "attention_ratio": 0.5, "mlp_layers": [0, 1], "ratio": 0.1}
+    prune(llama, config(**options))
+    groups = find_units(llama, find_layout(llama))
+    assert [groups[f"layers.{i}.attention"].num_units for i in range(4)] == [4, 4, 2, 4]
+    channels = [groups[f"layers.{i}.mlp"].num_units for i in range(4)]
+    assert channels[0] < 48
+    assert abs(channels[0] - channels[1]) <= 1
+    assert channels[2:] == [48, 48]
+
+
+def test_a_group_may_have_a_ratio_of_its_own(llama: PreTrainedModel) -> None:
+    prune(llama, config(ratio=0.1, layer_ratios={"layers.1.mlp": 0.75, "layers.2.attention": 0.25}))
+    groups = find_units(llama, find_layout(llama))
+    assert groups["layers.1.mlp"].num_units == 12
+    assert groups["layers.2.attention"].num_units == 3
+
+
+@pytest.mark.parametrize("allocation", list(Allocation), ids=lambda choice: choice.name)
+def test_what_is_left_is_a_multiple_of_round_to(llama: PreTrainedModel, allocation: Allocation) -> None:
+    prune(llama, config(ratio=0.15, round_to=8, structures=[K.mlp_channel, K.hidden], allocation=allocation))
+    groups = find_units(llama, find_layout(llama))
+    assert groups["hidden"].num_units % 8 == 0
+    assert all(group.num_units % 8 == 0 for group in groups.values() if group.kind is K.mlp_channel)
+    assert count_parameters(llama) < count_parameters(build("llama_gqa_tied"))
+
+
+def test_global_allocation_follows_the_scores_and_not_their_scale(llama: PreTrainedModel) -> None:
+    layout = find_layout(llama)
+    allocator = Allocator(config(ratio=0.1, structures=[K.mlp_channel], allocation=Allocation["global"]), llama, layout)
+    groups = allocator.touched(find_units(llama, layout))
+    scores = RandomImportance().score(llama, groups, None)
+    scores["layers.1.mlp"] *= 0.01
+    plan = allocator.plan(llama, groups, scores, 0.1)
+    assert len(plan.kept["layers.1.mlp"]) == 1  # min_units
+    rescaled = {name: 1000 * values for name, values in scores.items()}
+    assert allocator.plan(llama, groups, rescaled, 0.1) == plan
+
+
+def test_global_allocation_removes_the_lowest_scores_per_parameter(llama: PreTrainedModel) -> None:
+    layout = find_layout(llama)
+    allocator = Allocator(config(ratio=0.2, allocation=Allocation["global"]), llama, layout)
+    groups = allocator.touched(find_units(llama, layout))
+    scores = RandomImportance(seed=3).score(llama, groups, None)
+    plan = allocator.plan(llama, groups, scores, 0.2)
+    gone: list[float] = []
+    left: list[float] = []
+    for name, group in groups.items():
+        kept = plan.kept.get(name, range(group.num_units))
+        for unit, score in enumerate(scores[name].tolist()):
+            (left if unit in kept else gone).append(score / group.params_per_unit)
+    filled = groups["layers.1.attention"].params_per_unit // groups["layers.1.mlp"].params_per_unit
+    assert max(sorted(gone)[: len(gone) - filled]) <= min(left)  # the last few filled what a whole head left open
+
+
+def test_the_largest_or_random_units_leave_when_asked(llama: PreTrainedModel) -> None:
+    layout = find_layout(llama)
+    kept = {}
+    for direction in Direction:
+        allocator = Allocator(config(ratio=0.1, structures=[K.mlp_channel], direction=direction), llama, layout)
+        groups = allocator.touched(find_units(llama, layout))
+        scores = {name: torch.arange(group.num_units).float() for name, group in groups.items()}
+        kept[direction] = allocator.plan(llama, groups, scores, 0.1).kept["layers.1.mlp"]
+    count = len(kept[Direction.smallest])
+    assert kept[Direction.smallest] == tuple(range(48 - count, 48))
+    assert kept[Direction.largest] == tuple(range(count))
+    assert kept[Direction.random] not in (kept[Direction.smallest], kept[Direction.largest])
+    assert abs(len(kept[Direction.random]) - count) <= 1
+
+
+def test_query_heads_leave_evenly_from_the_kv_groups_that_stay() -> None:
+    model = build("llama_biased")  # 8 query heads in 2 KV groups
+    prune(model, config(ratio=0.08, structures=[K.query_head]))
+    for layer in find_units(model, find_layout(model)).values():
+        if layer.kind is K.query_head:
+            assert layer.num_units % 2 == 0
+
+
+def test_one_decoder_layer_always_stays(llama: PreTrainedModel) -> None:
+    options = {"structures": [K.layer], "protect_first": 0, "protect_last": 0, "ratio_of": RatioOf.blocks}
+    prune(llama, config(ratio=0.75, **options))
+    assert llama.config.num_hidden_layers == 1
+    with pytest.raises(ValueError, match="cannot be reached"):
+        Allocator(config(ratio=0.9, **options), build("llama_gqa_tied"), find_layout(llama))
+
+
+def test_counting_is_what_cutting_removes(llama: PreTrainedModel) -> None:
+    groups = find_units(llama, find_layout(llama))
+    budget = ParameterBudget(llama, groups)
+    assert budget.removed({}) == 0
+    assert budget.removed({"layers.1.layer": 1}) == block_parameters(llama, find_layout(llama)) // 4
+    both = budget.removed({"layers.1.mlp": 3, "hidden": 2})
+    assert both == budget.removed({"layers.1.mlp": 3}) + budget.removed({"hidden": 2}) - 3 * 3 * 2
+
+
 def test_later_events_are_cumulative(llama: PreTrainedModel) -> None:
     before = count_parameters(llama)
     plans = prune(llama, config(ratio=0.2), 0.05, 0.12, 0.2)
@@ -75,7 +210,7 @@ def test_later_events_are_cumulative(llama: PreTrainedModel) -> None:
 
 def test_only_the_chosen_kinds_are_cut(llama: PreTrainedModel) -> None:
     layout = find_layout(llama)
-    prune(llama, config(ratio=0.1, attention=False))
+    prune(llama, config(ratio=0.1, structures=[K.mlp_channel]))
     groups = find_units(llama, layout)
     assert all(group.num_units == 4 for name, group in groups.items() if name.endswith("attention"))
 
@@ -126,9 +261,28 @@ def test_an_event_smaller_than_a_unit_is_refused(llama: PreTrainedModel) -> None
         ({"ratio": 1.5}, r"pruning\.ratio=1\.5: must be in \[0, 1\)"),
         ({"ratio": -0.1}, r"pruning\.ratio=-0\.1"),
         ({"min_units": 0}, r"pruning\.min_units=0: must be at least 1"),
-        ({"attention": False, "mlp": False}, "at least one must be true"),
+        ({"structures": []}, r"pruning\.structures=\[\]: name at least one"),
+        ({"attention_ratio": 1.0}, r"pruning\.attention_ratio=1\.0: must be in \[0, 1\)"),
+        ({"layer_ratios": {"layers.1.mlp": -1}}, r"pruning\.layer_ratios\.layers\.1\.mlp=-1"),
+        ({"round_to": 0}, r"pruning\.round_to=0: must be at least 1"),
     ],
 )
 def test_values_out_of_range_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"structures": [K.expert]}, "this model has no expert; it has .*kv_group"),
+        ({"mlp_layers": [2, 7]}, r"pruning\.mlp_layers names the layers \[7\]; this model has layers 0 to 3"),
+        ({"layer_ratios": {"layers.9.mlp": 0.1}}, r"pruning\.layer_ratios names \['layers\.9\.mlp'\]"),
+        ({"attention_ratio": 0.9}, r"layers\.\d\.attention: a ratio of 0\.9 would remove 4 of its 4 units"),
+    ],
+)
+def test_what_the_model_does_not_have_is_refused(
+    llama: PreTrainedModel, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Allocator(config(ratio=0.1, **options), llama, find_layout(llama))

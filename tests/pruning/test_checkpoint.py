@@ -2,50 +2,152 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from pruning.cache import Cache
 from pruning.checkpoint import load_checkpoint, save_checkpoint
-from pruning.families import find_layout, find_units
+from pruning.families import declared_layout, find_layout
 from pruning.files import require_free_space
+from pruning.grouping import find_units
 from pruning.model import Dtype, PretrainedSource, fingerprint
 from pruning.surgery import cut
-from pruning.units import PruningPlan
+from pruning.units import PruningPlan, UnitKind
+from tests import hub_layouts
+from tests.plans import STRUCTURES, half_of
+from tests.zoo import MODELS, build
 
 
-def cut_unevenly(model: PreTrainedModel) -> None:
+def cut_unevenly(model: PreTrainedModel, last: int = 3) -> None:
     layout = find_layout(model)
     groups = find_units(model, layout)
     heads = groups["layers.1.attention"].num_units - 1
-    kept = {"layers.1.attention": tuple(range(heads)), "layers.2.mlp": (0, 3, 5), "layers.3.mlp": tuple(range(40))}
+    kept = {
+        "layers.1.attention": tuple(range(heads)),
+        "layers.1.mlp": (0, 3, 5),
+        f"layers.{last}.mlp": tuple(range(40)),
+    }
     cut(model, layout, groups, PruningPlan(kept, 0.1, 0.1))
 
 
-def test_a_pruned_model_loads_to_the_same_logits(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor, tmp_path: Path
+FAMILIES = [name for name in MODELS if name not in ("baichuan", "chatglm")]
+
+
+@pytest.mark.parametrize("structure", ["heads", "hidden", "mixture", "depth_and_width", "layer"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pruned_model_loads_to_the_same_logits_and_saves_to_the_same_bytes(
+    family: str, structure: str, tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor, tmp_path: Path
 ) -> None:
-    cut_unevenly(model)
-    save_checkpoint(model, tokenizer, tmp_path / "model", "# card\n")
-    again = load_checkpoint(tmp_path / "model", torch.float32)
+    model = build(family)
+    layout = declared_layout(model)
+    assert layout is not None
+    groups = find_units(model, layout)
+    cut(model, layout, groups, half_of(groups, STRUCTURES[structure]))
+    save_checkpoint(model, tokenizer, tmp_path / "a", "# card\n")
+    again = load_checkpoint(tmp_path / "a", torch.float32)
     assert torch.equal(again(tokens).logits, model(tokens).logits)
-    assert type(again).__name__ == type(model).__name__
-    names = {path.name for path in (tmp_path / "model").iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
-    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+    save_checkpoint(again, tokenizer, tmp_path / "b", "# card\n")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(files)
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
 
 
-def test_save_load_save_is_byte_identical(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+@pytest.mark.parametrize("family", ["llama_gqa_tied", "phi3", "gpt_neox", "bloom", "mixtral"])
+def test_unequal_widths_load_without_us(
+    family: str, tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor, tmp_path: Path
 ) -> None:
-    cut_unevenly(model)
-    save_checkpoint(model, tokenizer, tmp_path / "a")
-    save_checkpoint(load_checkpoint(tmp_path / "a", torch.float32), tokenizer, tmp_path / "b")
-    for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    """A process that cannot import this project loads the folder, scores, generates, and saves it again."""
+    model = build(family)
+    groups = find_units(model, find_layout(model))
+    cut(model, find_layout(model), groups, half_of(groups, STRUCTURES["heads"]))
+    save_checkpoint(model, tokenizer, tmp_path / "model")
+    torch.save(tokens, tmp_path / "tokens.pt")
+    script = f"""
+import sys, torch
+from transformers import AutoModelForCausalLM
+assert not any(name.startswith("pruning") for name in sys.modules)
+tokens = torch.load({str(tmp_path / "tokens.pt")!r})
+for folder in ("model", "again"):
+    model = AutoModelForCausalLM.from_pretrained({str(tmp_path)!r} + "/" + folder, trust_remote_code=True)
+    model.save_pretrained({str(tmp_path)!r} + "/again")
+    torch.save([model(tokens).logits, model.generate(tokens[:1], max_new_tokens=4, do_sample=False)], folder + ".pt")
+"""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    environment.pop("PYTHONPATH", None)
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
+    expected = model.generate(tokens[:1], max_new_tokens=4, do_sample=False)
+    for name in ("model.pt", "again.pt"):
+        logits, generated = torch.load(tmp_path / name)
+        assert torch.equal(logits, model(tokens).logits)
+        assert torch.equal(generated, expected)
+
+
+def test_unequal_widths_take_part_in_lm_eval(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    cut_unevenly(llama)
+    save_checkpoint(llama, tokenizer, tmp_path / "model")
+    requests = [Instance("loglikelihood", {}, (f"text {i}", " goes on"), i) for i in range(3)]
+    theirs = HFLM(pretrained=str(tmp_path / "model"), trust_remote_code=True, device="cpu", dtype="float32")
+    ours = HFLM(pretrained=llama, tokenizer=tokenizer)
+    assert theirs.loglikelihood(requests, disable_tqdm=True) == ours.loglikelihood(requests, disable_tqdm=True)
+
+
+def test_equal_widths_load_in_plain_transformers(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    groups = find_units(llama, find_layout(llama))
+    kept = {name: tuple(range(24)) for name, group in groups.items() if group.kind is UnitKind.mlp_channel}
+    cut(llama, find_layout(llama), groups, PruningPlan(kept, 0.1, 0.1))
+    save_checkpoint(llama, tokenizer, tmp_path / "model")
+    again = LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    assert torch.equal(again(tokens).logits, llama(tokens).logits)
+    assert again.config.intermediate_size == 24
+
+
+def test_a_llama_with_heads_that_do_not_divide_is_saved_as_the_mistral_it_equals(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    groups = find_units(llama, find_layout(llama))
+    kept = {name: (0, 1, 3) for name, group in groups.items() if group.kind is UnitKind.kv_group}
+    cut(llama, find_layout(llama), groups, PruningPlan(kept, 0.1, 0.1))
+    save_checkpoint(llama, tokenizer, tmp_path / "model")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert isinstance(again, MistralForCausalLM)
+    assert torch.equal(again(tokens).logits, llama(tokens).logits)
+    assert not list((tmp_path / "model").glob("*.py"))
+
+
+def test_a_model_whose_code_lives_on_the_hub_keeps_its_code(
+    tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part, auto in (
+        (hub_layouts.BaichuanConfig, "AutoConfig"),
+        (hub_layouts.BaichuanForCausalLM, "AutoModelForCausalLM"),
+    ):
+        monkeypatch.setattr(part, "_auto_class", auto)
+    build("baichuan").save_pretrained(tmp_path / "hub")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hub", trust_remote_code=True)
+    cut_unevenly(model, last=2)
+    save_checkpoint(model, tokenizer, tmp_path / "model")
+    again = load_checkpoint(tmp_path / "model", torch.float32, trust_remote_code=True)
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
 
 
 def test_a_loaded_model_can_be_pruned_further(
@@ -58,7 +160,7 @@ def test_a_loaded_model_can_be_pruned_further(
     assert fingerprint(again) == fingerprint(llama)
     assert its_tokenizer("abc")["input_ids"] == tokenizer("abc")["input_ids"]
     layout = find_layout(again)
-    cut(again, layout, find_units(again, layout), PruningPlan({"layers.2.mlp": (1,)}, 0.1, 0.1))
+    cut(again, layout, find_units(again, layout), PruningPlan({"layers.1.mlp": (1,)}, 0.1, 0.1))
     assert again(tokens).logits.isfinite().all()
 
 

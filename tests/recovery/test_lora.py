@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.cache import Cache
-from pruning.families import find_layout, find_units
+from pruning.families import find_layout
+from pruning.grouping import find_units
 from pruning.model import fingerprint
 from pruning.surgery import cut
 from pruning.units import PruningPlan

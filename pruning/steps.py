@@ -1,0 +1,117 @@
+"""The order in which units leave: every group gives its units up in steps, and an allocation puts all steps in one line.
+
+How far the line is followed is the budget's matter (allocation.py).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from pruning.kinds import UnitKind
+from pruning.units import UnitGroup
+
+
+@dataclass(frozen=True)
+class Step:
+    """The next units that a group gives up."""
+
+    group: str
+    kind: UnitKind
+    before: int
+    """Units of every run that are gone before the step."""
+
+    after: int
+    """Units of every run that are gone after it."""
+
+    score: float
+    """Sum of the scores of the units that leave in this step."""
+
+    parameters: int
+    """What the step takes away while nothing else has left."""
+
+
+def group_steps(group: UnitGroup, scores: torch.Tensor, most: int, round_to: int) -> list[Step]:
+    """Return the steps of one group, in the order in which it gives its units up.
+
+    Args:
+        group: the group.
+        scores: (U,); the lowest leave first, in every run.
+        most: units of every run that may leave at most.
+        round_to: what is left of MLP channels and of the hidden width is a multiple of it (for other kinds of 1).
+    """
+    multiple = multiple_of(group.kind, round_to)
+    stops = [count for count in range(1, most + 1) if (group.run_length - count) % multiple == 0]
+    ordered = scores.double().view(group.parts, -1).sort(dim=1).values.sum(dim=0).cumsum(dim=0)
+    running = [0.0, *ordered.tolist()]
+    return [
+        Step(
+            group=group.name,
+            kind=group.kind,
+            before=before,
+            after=after,
+            score=running[after] - running[before],
+            parameters=(after - before) * group.parts * group.params_per_unit,
+        )
+        for before, after in zip([0, *stops], stops, strict=False)
+    ]
+
+
+def multiple_of(kind: UnitKind, round_to: int) -> int:
+    """Return what the number of units that are left must be a multiple of: heads, experts and layers are few."""
+    return round_to if kind in (UnitKind.mlp_channel, UnitKind.hidden) else 1
+
+
+def uniform_order(
+    steps: Mapping[str, list[Step]],
+    scores: Mapping[str, torch.Tensor],
+    dense: Mapping[str, int],
+    now: Mapping[str, int],
+) -> list[Step]:
+    """Put the steps in an order in which all groups, and all kinds, lose the same fraction of their units.
+
+    Equal fractions go where the step matters least, measured against the mean score of its own group; depth, whose groups
+    are one unit each, goes by score.
+
+    Args:
+        steps: the steps of every group.
+        scores: (U,) of every group.
+        dense: units of every run before the first event.
+        now: units of every run that are left.
+    """
+    by_kind: dict[UnitKind, list[tuple[float, float, Step]]] = defaultdict(list)
+    sizes: dict[UnitKind, int] = defaultdict(int)
+    gone: dict[UnitKind, int] = defaultdict(int)
+    for name, own in steps.items():
+        mean = 1.0 if not own or own[0].kind.is_depth else max(float(scores[name].abs().mean()), 1e-30)
+        for step in own:
+            lost = dense[name] - now[name] + (step.before + step.after) / 2
+            by_kind[step.kind].append((lost / dense[name], step.score / (step.after - step.before) / mean, step))
+        if own:
+            sizes[own[0].kind] += dense[name]
+            gone[own[0].kind] += dense[name] - now[name]
+    line: list[tuple[float, int, Step]] = []
+    for kind, entries in by_kind.items():
+        passed = gone[kind]
+        for place, (_, _, step) in enumerate(sorted(entries, key=lambda entry: entry[:2])):
+            width = step.after - step.before
+            line.append(((passed + width / 2) / sizes[kind], place, step))
+            passed += width
+    return [step for _, _, step in sorted(line, key=lambda entry: entry[:2])]
+
+
+def global_order(steps: Mapping[str, list[Step]]) -> list[Step]:
+    """Put the steps of all groups and kinds in one order by score per parameter; a group's own order is kept.
+
+    Invariant under a rescaling of all scores. Scores of different kinds must be comparable: see `importance.normalization`.
+    """
+    line: list[tuple[float, int, Step]] = []
+    for own in steps.values():
+        density = -float("inf")
+        for step in own:
+            density = max(density, step.score / step.parameters)
+            line.append((density, len(line), step))
+    return [step for _, _, step in sorted(line, key=lambda entry: entry[:2])]

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pruning.allocation import Allocator
     from pruning.blocks import RunTexts
     from pruning.cache import Cache
-    from pruning.families import DecoderLayout
+    from pruning.layout import DecoderLayout
     from recovery.base import RecoveryReport
 
 log = logging.getLogger("secateur")
@@ -201,7 +201,7 @@ def prepare(config: schema.ExperimentConfig, run: RunFolder, tracker: Tracker) -
 
 def describe_result(bench: Bench, who: RunIdentity, metrics: dict[str, float], events: list[EventReport]) -> RunResult:
     """Put together what is known of a finished run."""
-    from pruning.families import layer_widths
+    from pruning.layout import layer_widths
 
     return RunResult(
         key=who.key,

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from pruning.budget import ParameterBudget, follow
 from pruning.choice import choose_units, directed
 from pruning.config import Allocation, PruningConfig, RatioOf
-from pruning.families import DecoderLayout, block_parameters, decoder_layers
 from pruning.grouping import find_units
 from pruning.kinds import ATTENTION_KINDS, MLP_KINDS, UnitKind
+from pruning.layout import DecoderLayout, block_parameters, decoder_layers
 from pruning.model import count_parameters
 from pruning.steps import Step, global_order, group_steps, multiple_of, uniform_order
 from pruning.units import PruningPlan, UnitGroup

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from pruning import pruned_model
-from pruning.families import weight_of
 from pruning.files import require_free_space, whole_folder, write_text
+from pruning.layout import weight_of
 from pruning.model import fingerprint
 from pruning.pruned_model import ordinary_config, pruned_class
 

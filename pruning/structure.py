@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pruning.families import DecoderLayout, LayerWidths, decoder_layers, head_dimension, layer_widths, weight_of
+from pruning.layout import DecoderLayout, LayerWidths, decoder_layers, head_dimension, layer_widths, weight_of
 from pruning.pruned_model import LEAF_SIZES, SkippedSublayer, ordinary_config
 
 Structure = dict[str, dict[str, Any]]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruning.families import (
+from pruning.layout import (
     DecoderLayout,
     attention_heads,
     decoder_layers,

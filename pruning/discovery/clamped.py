@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pruning.discovery.modules import Unproved, is_experts, is_norm, map_sizes, parameter_sizes, weightless
-from pruning.families import is_linear
+from pruning.layout import is_linear
 
 BATCH, TOKENS, AT = 32, 4, 1
 

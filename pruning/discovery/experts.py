@@ -16,7 +16,7 @@ from torch import nn
 from pruning.discovery.clamped import STREAM, ClampedModel
 from pruning.discovery.modules import Unproved, is_experts
 from pruning.discovery.perturbation import Influences
-from pruning.families import ExpertsLayout
+from pruning.layout import ExpertsLayout
 
 NARROW = 3
 

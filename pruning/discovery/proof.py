@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from pruning.discovery.clamped import BATCH, STREAM, ClampedModel
 from pruning.discovery.modules import Unproved, is_experts
 from pruning.discovery.perturbation import CHANGED, Influences, changes
-from pruning.families import is_linear, output_dim
+from pruning.layout import is_linear, output_dim
 from pruning.units import UnitGroup, UnitKind, UnitSlice
 
 Place = tuple[str, str]

@@ -15,7 +15,7 @@ import torch
 from pruning.discovery.clamped import AT, BATCH, FACTOR, STREAM, ClampedModel
 from pruning.discovery.modules import Unproved
 from pruning.discovery.perturbation import Influences
-from pruning.families import AttentionLayout, MlpLayout, is_linear
+from pruning.layout import AttentionLayout, MlpLayout, is_linear
 
 QUERY, KEY, VALUE = range(3)
 

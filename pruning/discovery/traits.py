@@ -14,7 +14,7 @@ from pruning.discovery.clamped import BATCH, STREAM, ClampedModel
 from pruning.discovery.modules import Unproved
 from pruning.discovery.perturbation import differences
 from pruning.discovery.roles import Roles
-from pruning.families import ConfigNames, DecoderLayout, LayerWidths, find_module
+from pruning.layout import ConfigNames, DecoderLayout, LayerWidths, find_module
 from pruning.pruned_model import own_config
 from pruning.units import UnitGroup, UnitKind
 

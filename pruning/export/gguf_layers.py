@@ -17,7 +17,7 @@ import torch
 from gguf import MODEL_ARCH
 from transformers import PreTrainedModel
 
-from pruning.families import DecoderLayout, attention_heads, decoder_layers, head_dimension, layer_widths
+from pruning.layout import DecoderLayout, attention_heads, decoder_layers, head_dimension, layer_widths
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 PAIRED_ROTATION = (MODEL_ARCH.LLAMA, MODEL_ARCH.DECI)

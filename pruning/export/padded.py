@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pruning.checkpoint import is_pruned
-from pruning.families import DecoderLayout, layer_widths
 from pruning.grouping import find_units
 from pruning.kinds import UnitKind
+from pruning.layout import DecoderLayout, layer_widths
 from pruning.pruned_model import ordinary_config
 from pruning.units import UnitGroup, from_positions, positions
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from transformers import PreTrainedModel
 
-from pruning.families import output_dim
+from pruning.layout import output_dim
 from pruning.units import UnitGroup
 
 

@@ -10,9 +10,10 @@ from pruning.allocation import Allocator
 from pruning.budget import ParameterBudget
 from pruning.choice import lowest_removed
 from pruning.config import Allocation, Direction, PruningConfig, RatioOf
-from pruning.families import block_parameters, find_layout
+from pruning.families import find_layout
 from pruning.grouping import find_units
 from pruning.importance.random import RandomImportance
+from pruning.layout import block_parameters
 from pruning.model import count_parameters
 from pruning.surgery import cut
 from pruning.units import PruningPlan, UnitKind

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from pruning.discovery import discover_layout
 from pruning.discovery.clamped import ClampedModel
 from pruning.discovery.perturbation import Influence, _by_code, _one_by_one, influences
-from pruning.families import ConfigNames, DecoderLayout, declared_layout
+from pruning.families import declared_layout
 from pruning.grouping import find_units
+from pruning.layout import ConfigNames, DecoderLayout
 from pruning.units import UnitGroup
 from tests import hub_layouts
 from tests.pruning.undeclared import OLD_NAMES, make

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from pruning.checkpoint import is_pruned, save_checkpoint
 from pruning.export.__main__ import main
 from pruning.export.padded import pad_to_equal_widths
-from pruning.families import declared_layout, layer_widths
+from pruning.families import declared_layout
 from pruning.grouping import find_units
+from pruning.layout import layer_widths
 from pruning.model import count_parameters
 from pruning.surgery import cut
 from tests.plans import STRUCTURES, half_of

@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.budget import ParameterBudget
-from pruning.families import DecoderLayout, block_parameters, declared_layout, layer_widths
+from pruning.families import declared_layout
 from pruning.grouping import find_units
+from pruning.layout import DecoderLayout, block_parameters, layer_widths
 from pruning.masking import masked
 from pruning.model import count_parameters, fingerprint
 from pruning.surgery import cut

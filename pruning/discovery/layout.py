@@ -143,7 +143,7 @@ def _prove_layer(
         in_layer = group.layer == index and group.readers and not group.kind.is_depth
         if in_layer or group.kind is UnitKind.hidden:
             if moves is None:
-                pass
+                check_group(clamped, index, group)
             else:
                 prove_group(clamped, index, group, moves)
     if layout.experts and moves is not None and find_experts(clamped, index, moves):

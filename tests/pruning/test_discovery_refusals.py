@@ -63,10 +63,17 @@ class ShiftedRouter(hf.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeTopKRouter):
 
 
 class ShiftingNorm(hf.models.llama.modeling_llama.LlamaRMSNorm):
-    """Channels trade places."""
+    """Every channel is multiplied by the weight of the channel before it."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return super().forward(hidden_states).roll(1, dims=-1)
+        return F.rms_norm(hidden_states, hidden_states.shape[-1:]) * self.weight.roll(1)
+
+
+class ConstantNorm(hf.models.llama.modeling_llama.LlamaRMSNorm):
+    """Every channel has a factor of its own, which is no parameter."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden_states) * torch.arange(1.0, hidden_states.shape[-1] + 1)
 
 
 class ConstantMLP(hub_layouts.BaichuanMLP):
@@ -129,7 +136,8 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
         lambda: make("Cohere", PLAIN, num_key_value_heads=2, use_qk_norm=True),
         r"layers\.0\.self_attn\.q_norm.*\(4, 8\)",
     ),
-    "a norm that is none": (odd("baichuan", "model.layers.1.input_layernorm", ShiftingNorm), r"1\.input_layernorm"),
+    "a norm that shifts": (odd("baichuan", "model.layers.1.input_layernorm", ShiftingNorm), r"1\.input_layernorm"),
+    "a norm with constants": (odd("baichuan", "model.layers.1.input_layernorm", ConstantNorm), r"1\.input_layernorm"),
     "a parameter by head": (lambda: make("GptOss", SIZES, num_key_value_heads=4), r"layers\.0\.self_attn.*sinks"),
     "a bias by head under a name of its own": (
         lambda: make("Mpt", {"vocab_size": 258}, d_model=32, n_heads=4, n_layers=2),

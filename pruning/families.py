@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from pruning.layout import (
@@ -157,15 +158,18 @@ def _check_modules(model: PreTrainedModel, layout: DecoderLayout) -> None:
             paths += [path for path in (mlp.gate, mlp.up, mlp.down) if path]
         for path in paths:
             module = find_module(layer, path)
-            gone = getattr(find_module(layer, path.rpartition(".")[0]), "is_skipped", False) or getattr(
-                module, "is_skipped", False
-            )
-            if not is_linear(module) and not gone:
+            if not is_linear(module) and not _was_cut_out(layer, path):
                 found = type(module).__name__ if module is not None else "nothing"
                 raise ValueError(
                     f"unsupported architecture: model_type={model.config.model_type!r} is declared as {layout.family}, "
                     f"but {layout.layers}.{index}.{path} is {found}, not a linear map"
                 )
+
+
+def _was_cut_out(layer: nn.Module, path: str) -> bool:
+    """Say whether a projection, or the module it was in, left with its attention or MLP."""
+    places = (find_module(layer, path), find_module(layer, path.rpartition(".")[0]))
+    return any(isinstance(place, nn.Identity) or hasattr(place, "is_skipped") for place in places)
 
 
 def _refuse_quantised(model: PreTrainedModel) -> None:

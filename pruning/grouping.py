@@ -181,7 +181,10 @@ def _depth_groups(place: _Layer) -> list[UnitGroup]:
 
 
 def _hidden_group(model: PreTrainedModel, layout: DecoderLayout) -> UnitGroup | None:
-    """Return the channels of the residual stream, or None where embeddings have another width (then it is projected)."""
+    """Return the channels of the residual stream, or None where they cannot be cut.
+
+    That is where embeddings have another width (and are projected), or norms have no weights that tell theirs.
+    """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     layers = decoder_layers(model, layout)
     vocabulary, width = weight_of(embedding).shape
@@ -192,9 +195,10 @@ def _hidden_group(model: PreTrainedModel, layout: DecoderLayout) -> UnitGroup | 
         if isinstance(module, nn.Embedding) and module is not embedding:
             slices.append(UnitSlice(f"{name}.weight", (1,), units, module.weight.shape[0]))
         elif _is_stream_norm(name, module, layout):
-            for part, parameter in module.named_parameters(recurse=False):
-                if parameter.shape != (width,):
-                    return None
+            parameters = dict(module.named_parameters(recurse=False))
+            if not parameters or any(parameter.shape != (width,) for parameter in parameters.values()):
+                return None
+            for part in parameters:
                 slices.append(UnitSlice(f"{name}.{part}", (0,), units, 1))
     for index, layer in enumerate(layers):
         place = _Layer(layer, f"{layout.layers}.{index}", index, layout)

@@ -13,6 +13,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+DISCOVERED = "discovered"
+"""Family of the layouts that are not declared."""
+
 
 @dataclass(frozen=True)
 class AttentionLayout:

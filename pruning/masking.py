@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning.surgery import Places, removed_places
-from pruning.units import UnitGroup, UnitKind, from_positions, positions
+from pruning.units import Places, UnitGroup, UnitKind, from_positions, positions, removed_places
 
 
 @contextmanager

@@ -6,6 +6,7 @@ The law that every family is tested for: a model with units cut gives the logits
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pruning.layout import (
+    DISCOVERED,
     DecoderLayout,
     attention_heads,
     decoder_layers,
@@ -25,6 +27,7 @@ from pruning.layout import (
     layer_widths,
     weight_of,
 )
+from pruning.masking import masked
 from pruning.pruned_model import (
     SkippedSublayer,
     own_config,
@@ -34,19 +37,39 @@ from pruning.pruned_model import (
     replace_parameter,
 )
 from pruning.structure import record_structure
-from pruning.units import PruningPlan, UnitGroup, UnitKind, from_positions, positions, removed_units
-
-Places = dict[tuple[int, ...], torch.Tensor]
-"""Dimensions of a parameter -> the sorted positions, counted through them, that leave."""
+from pruning.units import (
+    Places,
+    PruningPlan,
+    UnitGroup,
+    UnitKind,
+    from_positions,
+    positions,
+    removed_places,
+    removed_units,
+)
 
 
 def cut(model: PreTrainedModel, layout: DecoderLayout, groups: Mapping[str, UnitGroup], plan: PruningPlan) -> None:
     """Remove from `model`, in place, the units that `plan` does not keep, and record its structure in its configuration.
 
+    A model whose layout was discovered is cut on a copy first.
+
     Raises:
-        ValueError: the plan does not fit; nothing has been touched then.
+        ValueError: the plan does not fit, or the copy does not compute what it should; nothing has been touched then.
     """
     removed = removed_units(plan, groups)
+    if layout.family == DISCOVERED:
+        _prove_on_copy(model, layout, groups, removed)
+    _carry_out(model, layout, groups, removed)
+
+
+def _carry_out(
+    model: PreTrainedModel,
+    layout: DecoderLayout,
+    groups: Mapping[str, UnitGroup],
+    removed: Mapping[str, Sequence[int]],
+) -> None:
+    """Remove the given units from the model, in place."""
     if getattr(model.config, "alibi", layout.attention.alibi):
         _keep_alibi(model, layout, groups, removed)
     for name, places in removed_places(groups, removed).items():
@@ -61,16 +84,31 @@ def cut(model: PreTrainedModel, layout: DecoderLayout, groups: Mapping[str, Unit
     record_structure(model, layout)
 
 
-def removed_places(groups: Mapping[str, UnitGroup], removed: Mapping[str, Sequence[int]]) -> dict[str, Places]:
-    """Return, for every parameter, the positions that the given units occupy; depth, which leaves whole, left out."""
-    found: dict[str, dict[tuple[int, ...], list[torch.Tensor]]] = defaultdict(lambda: defaultdict(list))
-    for name, units in removed.items():
-        if not groups[name].kind.is_depth:
-            for piece in groups[name].slices:
-                found[piece.parameter][piece.dims].append(piece.indices[torch.tensor(units)].flatten())
-    return {
-        name: {dims: torch.cat(parts).unique() for dims, parts in by_dims.items()} for name, by_dims in found.items()
-    }
+@torch.inference_mode()
+def _prove_on_copy(
+    model: PreTrainedModel,
+    layout: DecoderLayout,
+    groups: Mapping[str, UnitGroup],
+    removed: Mapping[str, Sequence[int]],
+) -> None:
+    """Raise unless a copy of the model, cut, gives the logits of the copy with the same units masked."""
+    trial = copy.deepcopy(model)
+    tokens = (torch.arange(16, device=model.device) % model.config.vocab_size).view(2, 8)
+    with masked(trial, groups, removed):
+        expected = trial(input_ids=tokens).logits.float()
+    try:
+        _carry_out(trial, layout, groups, removed)
+        found = trial(input_ids=tokens).logits.float()
+        far = float((found - expected).abs().max() / expected.abs().max())
+    except Exception as error:
+        raise ValueError(f"{_undeclared(model, groups, removed)}: its own code fails then ({error})") from error
+    if not far < (1e-3 if model.dtype is torch.float32 else 5e-2):
+        raise ValueError(f"{_undeclared(model, groups, removed)}: its outputs would be off by {far:.1%}")
+
+
+def _undeclared(model: PreTrainedModel, groups: Mapping[str, UnitGroup], removed: Mapping[str, Sequence[int]]) -> str:
+    kinds = sorted({groups[name].kind.name for name in removed})
+    return f"model_type={model.config.model_type!r} is not declared, and cutting {', '.join(kinds)} out of it does not hold"
 
 
 def _without(values: torch.Tensor, places: Places) -> torch.Tensor:
@@ -195,6 +233,9 @@ def _refresh_attention(layer: nn.Module, layout: DecoderLayout) -> None:
         "split_size": width,
     }
     _set_existing(attention, numbers)
+    if hasattr(attention, "kv_dim"):  # GPT-BigCode splits its fused projection by these
+        sizes = {"embed_dim": width, "kv_heads": kv_heads, "kv_dim": kv_heads * head_dimension(layer, layout)}
+        _set_existing(attention, sizes)
     if layout.attention.reads_config:
         assert layout.names.query_heads is not None
         values: Any = {layout.names.query_heads: heads}

@@ -7,6 +7,7 @@ together. Letters: U units of a group, C positions of one unit in one slice.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,21 @@ import torch
 
 from pruning.kinds import UnitKind
 
-__all__ = ["PruningPlan", "UnitGroup", "UnitKind", "UnitSlice", "from_positions", "positions", "removed_units"]
+__all__ = [
+    "Places",
+    "PruningPlan",
+    "UnitGroup",
+    "UnitKind",
+    "UnitSlice",
+    "from_positions",
+    "positions",
+    "removed_places",
+    "removed_units",
+]
+
+
+Places = dict[tuple[int, ...], torch.Tensor]
+"""Dimensions of a parameter -> the sorted positions, counted through them, that leave."""
 
 
 @dataclass(frozen=True)
@@ -139,3 +154,15 @@ def _check_runs(group: UnitGroup, plan: PruningPlan) -> None:
             f"the plan for {group.name} keeps {list(counts.values())} units of its runs {list(counts)} "
             f"({length} units each): every run must keep the same number, at least one"
         )
+
+
+def removed_places(groups: Mapping[str, UnitGroup], removed: Mapping[str, Sequence[int]]) -> dict[str, Places]:
+    """Return, for every parameter, the positions that the given units occupy; depth, which leaves whole, left out."""
+    found: dict[str, dict[tuple[int, ...], list[torch.Tensor]]] = defaultdict(lambda: defaultdict(list))
+    for name, units in removed.items():
+        if not groups[name].kind.is_depth:
+            for piece in groups[name].slices:
+                found[piece.parameter][piece.dims].append(piece.indices[torch.tensor(units)].flatten())
+    return {
+        name: {dims: torch.cat(parts).unique() for dims, parts in by_dims.items()} for name, by_dims in found.items()
+    }

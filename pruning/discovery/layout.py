@@ -23,7 +23,7 @@ from pruning.discovery.proof import check_group, prove_group, prove_norm
 from pruning.discovery.roles import Roles, attention_layout, find_roles, mlp_layout
 from pruning.discovery.traits import adds_residual, config_names, has_alibi, reads_config
 from pruning.grouping import HIDDEN, find_units
-from pruning.layout import DecoderLayout, ExpertsLayout, MlpLayout, layer_widths
+from pruning.layout import DISCOVERED, DecoderLayout, ExpertsLayout, MlpLayout, layer_widths
 from pruning.units import UnitGroup, UnitKind
 
 
@@ -91,7 +91,7 @@ def _infer(
     if attention.attention is None or (mlp.mlp is None and experts is None):
         raise Unproved(clamped.layers, "has no attention, or no MLP and no mixture of experts, in any layer")
     layout = DecoderLayout(
-        family="discovered",
+        family=DISCOVERED,
         model_types=(model.config.model_type,),
         layers=clamped.layers,
         attention=attention_layout(clamped, attention, measured[attention.index]),

@@ -23,7 +23,7 @@ run: install ## prune SmolLM2-135M by 20 %, recover it, measure it (ARGS="prunin
 	$(BIN)/python run.py experiment=quickstart $(ARGS)
 
 test: install ## the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 test-slow: install ## the tests on the real model, and those that start many processes
 	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python -m pytest -m slow --timeout 3600

@@ -176,7 +176,7 @@ def _depth_groups(place: _Layer) -> list[UnitGroup]:
     if mlp_parts:
         slices = _whole(place, mlp_parts)
         groups.append(UnitGroup(place.name("mlp_layer"), UnitKind.mlp_layer, place.index, slices, mlp_output))
-    readers = (*attention_output, *mlp_output)
+    readers = () if experts is not None else (*attention_output, *mlp_output)  # experts have no linear map to watch
     return [*groups, UnitGroup(place.name("layer"), UnitKind.layer, place.index, _whole(place, ("",)), readers)]
 
 

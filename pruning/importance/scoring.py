@@ -30,8 +30,8 @@ class UnitScores:
     """Higher is more important."""
 
     spread: Scores | None
-    """|score on the first half of the samples - score on the second| / 2: the standard error of the mean of the two, where
-    scores are means over samples. None where the halves were not scored apart."""
+    """Half the difference between the scores on the two halves of the samples, on the scale of `values`: the standard error
+    of their mean. None where the halves were not scored apart."""
 
     rank_agreement: float | None
     """Spearman's rank correlation of the halves' scores, in [-1, 1]: the mean over groups of at least 3 units whose scores
@@ -98,6 +98,12 @@ def divisors(normalization: Normalization, groups: Mapping[str, UnitGroup], scor
     return {name: mean or 1.0 for name, mean in means.items()}
 
 
+def half_difference(first: torch.Tensor, second: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """Return half the difference of two halves' scores, (U,), on the scale of the whole's: some are sums over samples."""
+    total = first.abs() + second.abs()
+    return torch.where(total > 0, (first - second).abs() / total.clamp_min(1e-38), 0) * whole.abs()
+
+
 def rank_agreement(first: Scores, second: Scores) -> float | None:
     """Return the mean over groups of Spearman's rank correlation between two scorings of the same units.
 
@@ -125,7 +131,7 @@ def _compute(
     if estimator.halves and samples is not None and len(samples) >= 2:
         middle = len(samples) // 2
         first, second = (estimator.score(model, groups, half) for half in (samples[:middle], samples[middle:]))
-        spread = {name: ((first[name] - second[name]).abs() / 2).tolist() for name in groups}
+        spread = {name: half_difference(first[name], second[name], values[name]).tolist() for name in groups}
         agreement = rank_agreement(first, second)
     lists = {name: scores.tolist() for name, scores in values.items()}
     return {"values": lists, "spread": spread, "rank_agreement": agreement}

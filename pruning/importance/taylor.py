@@ -63,7 +63,7 @@ class Taylor(CoupledImportance, CalibratedImportance):
     """Estimated change of the loss when a unit leaves.
 
     Peak memory is that of one forward and backward of a batch, with the gradient of one parameter at a time. Only `mixed`,
-    and `first` with several batches, need a float32 copy of the scored weights beside it: see `layers_at_once`.
+    and `first` with several batches, need a float32 copy of the weights that are scored in one round: see `layers_at_once`.
     """
 
     needs: ClassVar[Needs] = Needs.gradients
@@ -75,7 +75,8 @@ class Taylor(CoupledImportance, CalibratedImportance):
     """paper or code."""
 
     layers_at_once: int | None = None
-    """Decoder layers scored in one round over the samples; null for all. Fewer save memory where a copy is needed."""
+    """Decoder layers scored in one round over the samples; null for all, or, where a copy is needed, for as many as keep it
+    within a fifth of the model's weights. More are quicker."""
 
     checkpointing: bool = False
     """Whether activations are computed again instead of kept: less memory, a third more time, the same scores."""
@@ -101,7 +102,7 @@ class Taylor(CoupledImportance, CalibratedImportance):
             for piece in group.slices:
                 places.setdefault(piece.parameter, set()).add(piece.dims)
         channels: dict[Place, torch.Tensor] = {}
-        for names in in_rounds(places, self.layers_at_once):
+        for names in in_rounds(places, self.layers_at_once or self._affordable_layers(model, places, len(samples))):
             channels |= self._channel_scores(model, {name: places[name] for name in names}, samples)
         scores = aggregate_matrices(
             groups,
@@ -111,6 +112,22 @@ class Taylor(CoupledImportance, CalibratedImportance):
         )
         check_finite(scores, model, samples)
         return scores
+
+    def _needs_copy(self, samples: int) -> bool:
+        """Say whether absolute values are taken of sums over several backward passes."""
+        several = samples > 1 and (self.order is TaylorOrder.mixed or samples > (self.batch_size or samples))
+        return several and self.order in (TaylorOrder.first, TaylorOrder.mixed)
+
+    def _affordable_layers(self, model: PreTrainedModel, places: Collection[str], samples: int) -> int | None:
+        """Return how many layers' float32 copies fit into a fifth of the weights; None for all."""
+        from pruning.importance.saliency import in_rounds
+
+        if not self._needs_copy(samples):
+            return None
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        copies = sum(4 * model.get_parameter(name).numel() for name in places)
+        layers = sum(1 for _ in in_rounds(places, 1))
+        return max(1, int(layers * weights / 5 / copies))
 
     def _channel_scores(
         self, model: PreTrainedModel, places: Mapping[str, Collection[tuple[int, ...]]], samples: torch.Tensor

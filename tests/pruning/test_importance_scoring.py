@@ -73,7 +73,8 @@ def test_the_spread_and_the_agreement_come_from_the_two_halves(
     first, second = (Taylor().score(llama, groups, half) for half in (tokens[:2], tokens[2:5]))
     rhos = []
     for name in groups:
-        assert torch.allclose(found.spread[name], (first[name] - second[name]).abs() / 2)
+        relative = (first[name] - second[name]).abs() / (first[name] + second[name])
+        assert torch.allclose(found.spread[name], relative * found.values[name])
         if groups[name].num_units >= 3:
             ranks = [values[name].argsort().argsort().double() for values in (first, second)]
             rhos.append(float(torch.corrcoef(torch.stack(ranks))[0, 1]))

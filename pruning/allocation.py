@@ -35,12 +35,18 @@ class DenseSizes:
 
 
 class Allocator:
-    """Makes the plans of one run. Remembers the dense sizes, so that the ratios of later events stay cumulative."""
+    """Makes the plans of one run. Remembers the dense model's sizes and layers, which all ratios and layer numbers refer to.
+
+    Every plan is taken to be carried out: layers that it drops are not counted any more.
+    """
 
     def __init__(self, config: PruningConfig, model: PreTrainedModel, layout: DecoderLayout) -> None:
         self.config = config
         self.layout = layout
         self.layers = len(decoder_layers(model, layout))
+        self.present = list(range(self.layers))
+        """The dense model's numbers of the layers that are left."""
+
         groups = self.touched(find_units(model, layout))
         self.dense = DenseSizes(
             count_parameters(model),
@@ -63,7 +69,7 @@ class Allocator:
             name: group
             for name, group in groups.items()
             if group.kind in self.config.structures
-            and (group.layer is None or group.layer in self._layers_for(group.kind))
+            and (group.layer is None or self.present[group.layer] in self._layers_for(group.kind))
         }
         if not chosen:
             raise ValueError(
@@ -102,7 +108,10 @@ class Allocator:
         if self.config.ratio_of is RatioOf.units:
             left = sum(group.run_length - counts[name] for name, group in groups.items())
             reached = 1 - left / sum(self.dense.units.values())
-        return PruningPlan(choose_units(groups, scores, counts), ratio_asked=ratio, ratio_reached=reached)
+        kept = choose_units(groups, scores, counts)
+        dropped = {groups[name].layer for name in kept if groups[name].kind is UnitKind.layer}
+        self.present = [number for layer, number in enumerate(self.present) if layer not in dropped]
+        return PruningPlan(kept, ratio_asked=ratio, ratio_reached=reached)
 
     def ratios(self, model: PreTrainedModel, plan: PruningPlan) -> dict[str, float]:
         """Return the ratio asked and reached, and what is gone from the whole model and from its decoder layers."""
@@ -127,6 +136,12 @@ class Allocator:
         prefix = f"{self.layout.layers}." if self.config.ratio_of is RatioOf.blocks else ""
         return ParameterBudget(model, groups, prefix)
 
+    def _dense_name(self, group: UnitGroup) -> str:
+        """Return the name that a group has in the dense model."""
+        if group.layer is None:
+            return group.name
+        return f"layers.{self.present[group.layer]}.{group.name.rpartition('.')[2]}"
+
     def _layers_for(self, kind: UnitKind) -> Sequence[int]:
         config = self.config
         for kinds, chosen in ((ATTENTION_KINDS, config.attention_layers), (MLP_KINDS, config.mlp_layers)):
@@ -139,19 +154,20 @@ class Allocator:
         progress = ratio / self.config.ratio if self.config.ratio else 1.0
         counts = {}
         for name, group in groups.items():
-            given = self._given_ratio(name, group.kind)
+            given = self._given_ratio(group)
             if given is not None:
-                left = self.dense.units[name] - round(given * progress * self.dense.units[name])
+                dense = self.dense.units[self._dense_name(group)]
+                left = dense - round(given * progress * dense)
                 multiple = multiple_of(group.kind, self.config.round_to)
                 counts[name] = max(0, group.run_length - max(multiple, round(left / multiple) * multiple))
         return counts
 
-    def _given_ratio(self, name: str, kind: UnitKind) -> float | None:
+    def _given_ratio(self, group: UnitGroup) -> float | None:
         config = self.config
-        if name in config.layer_ratios:
+        if (name := self._dense_name(group)) in config.layer_ratios:
             return config.layer_ratios[name]
         for kinds, ratio in ((ATTENTION_KINDS, config.attention_ratio), (MLP_KINDS, config.mlp_ratio)):
-            if kind in kinds and ratio is not None:
+            if group.kind in kinds and ratio is not None:
                 return ratio
         return config.ratio if config.ratio_of is RatioOf.units else None
 
@@ -159,9 +175,7 @@ class Allocator:
         """Return the units of every run that may leave."""
         if group.kind.is_depth:
             return 1
-        runs_apart = group.parts == 1
-        least = max(self.config.min_units, group.min_units) if runs_apart else self.config.min_units
-        return max(0, group.run_length - least)
+        return max(0, group.run_length - max(self.config.min_units, group.min_units))
 
     def _line(self, groups: Mapping[str, UnitGroup], scores: Mapping[str, torch.Tensor]) -> list[Step]:
         """Return all steps in the order in which they leave; one decoder layer always stays."""
@@ -171,11 +185,12 @@ class Allocator:
         }
         if self.config.allocation is Allocation.uniform:
             now = {name: group.run_length for name, group in groups.items()}
-            line = uniform_order(steps, scores, self.dense.units, now)
+            dense = {name: self.dense.units[self._dense_name(group)] for name, group in groups.items()}
+            line = uniform_order(steps, scores, dense, now)
         else:
             line = global_order(steps)
         whole = [step for step in line if step.kind is UnitKind.layer]
-        if len(whole) == self.layers:
+        if len(whole) == len(self.present):
             line.remove(whole[-1])
         return line
 
@@ -191,7 +206,7 @@ class Allocator:
                     f"pruning.{name} names the layers {wrong}; this model has layers 0 to {self.layers - 1}"
                 )
         for name, group in groups.items():
-            given = self._given_ratio(name, group.kind)
+            given = self._given_ratio(group)
             if given is not None and round(given * group.run_length) > self._removable(group):
                 raise ValueError(
                     f"{name}: a ratio of {given} would remove {round(given * group.run_length)} of its {group.run_length} "

@@ -209,6 +209,32 @@ def test_later_events_are_cumulative(llama: PreTrainedModel) -> None:
     assert 1 - count_parameters(llama) / before == pytest.approx(0.2, abs=2e-3)
 
 
+def test_layer_numbers_stay_those_of_the_dense_model_when_layers_leave(llama: PreTrainedModel) -> None:
+    layout = find_layout(llama)
+    with torch.no_grad():
+        for index, layer in enumerate(llama.model.layers):  # a mark that tells the layers apart
+            layer.input_layernorm.weight.fill_(index + 1)
+    options = {
+        "structures": [K.layer, K.mlp_channel],
+        "mlp_layers": [2, 3],
+        "protect_last": 0,
+        "ratio_of": RatioOf.blocks,
+    }
+    allocator = Allocator(config(ratio=0.4, **options), llama, layout)
+    for ratio in (0.26, 0.4):
+        groups = allocator.touched(find_units(llama, layout))
+        scores = {name: torch.ones(group.num_units) for name, group in groups.items()}
+        scores = {name: values * (0.1 if name == "layers.1.layer" else 1) for name, values in scores.items()}
+        cut(llama, layout, groups, allocator.plan(llama, groups, scores, ratio))
+    channels = {
+        int(layer.input_layernorm.weight[0]) - 1: layer.mlp.up_proj.out_features for layer in llama.model.layers
+    }
+    assert set(channels) == {0, 2, 3}
+    assert channels[0] == 48
+    assert channels[2] < 48
+    assert channels[3] < 48
+
+
 def test_only_the_chosen_kinds_are_cut(llama: PreTrainedModel) -> None:
     layout = find_layout(llama)
     prune(llama, config(ratio=0.1, structures=[K.mlp_channel]))

@@ -265,3 +265,16 @@ def test_gradients_are_folded_one_at_a_time(llama: PreTrainedModel, tokens: torc
     assert set(held) == {0}
     assert sorted(folded) == sorted(names * 2)
     assert shares == [0.8] * len(names) + [0.2] * len(names)
+
+
+def test_what_mixed_keeps_is_bounded_by_a_fifth_of_the_weights(llama: PreTrainedModel, tokens: torch.Tensor) -> None:
+    names = {
+        piece.parameter for group in groups_of(llama).values() for piece in group.slices if group.layer is not None
+    }
+    weights = sum(4 * parameter.numel() for parameter in llama.parameters())
+    per_layer = sum(4 * llama.get_parameter(name).numel() for name in names) / 4  # layers
+    many = Taylor(order=TaylorOrder.mixed)._affordable_layers(llama, names, len(tokens))
+    assert many == max(1, int(weights / 5 / per_layer))
+    assert Taylor(order=TaylorOrder.first, batch_size=2)._affordable_layers(llama, names, len(tokens)) == many
+    for needs_no_copy in (Taylor(), Taylor(order=TaylorOrder.second), Taylor(order=TaylorOrder.vector, batch_size=1)):
+        assert needs_no_copy._affordable_layers(llama, names, len(tokens)) is None

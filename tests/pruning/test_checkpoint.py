@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -188,3 +189,24 @@ def test_a_failed_save_leaves_what_was_there(
 def test_too_little_space_is_said_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs .* MiB, but only .* MiB are free.*save_model=false"):
         require_free_space(tmp_path / "not" / "there", 10**18, "the checkpoint")
+
+
+@pytest.mark.slow
+def test_unequal_widths_take_part_in_lm_evals_own_command(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    cut_unevenly(llama)
+    save_checkpoint(llama, tokenizer, tmp_path / "model")
+    rows = [{"text": f"the number {i} is", "choices": [" even", " odd"], "label": i % 2} for i in range(4)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "parity.yaml").write_text(
+        f"task: parity\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path}/items.jsonl\n"
+        'output_type: multiple_choice\ntest_split: test\ndoc_to_text: "{{text}}"\ndoc_to_choice: "{{choices}}"\n'
+        'doc_to_target: "{{label}}"\nmetric_list:\n  - metric: acc\n'
+    )
+    arguments = f"pretrained={tmp_path}/model,trust_remote_code=True,dtype=float32"
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", arguments, "--tasks", "parity"]
+    command += ["--include_path", str(tmp_path), "--device", "cpu", "--output_path", str(tmp_path / "out")]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=600)
+    (found,) = (tmp_path / "out").rglob("results*.json")
+    assert json.loads(found.read_text())["results"]["parity"]["acc,none"] in (0, 0.25, 0.5, 0.75, 1)

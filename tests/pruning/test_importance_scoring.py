@@ -138,3 +138,13 @@ def test_normalisation_divides_scores_and_spreads(
 def test_a_group_of_zeros_is_not_divided_by_zero(groups: dict[str, UnitGroup]) -> None:
     zeros = {name: torch.zeros(group.num_units) for name, group in groups.items()}
     assert set(divisors(Normalization.layer, groups, zeros).values()) == {1.0}
+
+
+def test_how_sure_the_scores_are_is_told_in_figures() -> None:
+    scores = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([10.0])}
+    spread = {"a": torch.tensor([0.5, 0.5]), "b": torch.tensor([1.0])}
+    assert UnitScores(scores, spread, 0.75).metrics() == {
+        "rank_agreement": 0.75,
+        "relative_spread": pytest.approx((0.25 + 0.1) / 2),
+    }
+    assert UnitScores(scores, None, None).metrics() == {}

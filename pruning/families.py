@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,23 +17,13 @@ from pruning.layout import (
     is_linear,
 )
 
-FUSED = "self_attn.qkv_proj"
-NEOX = AttentionLayout(
-    module="attention",
-    query="attention.query_key_value",
-    key="attention.query_key_value",
-    value="attention.query_key_value",
-    output="attention.dense",
-    interleaved=True,
-)
-FALCON = AttentionLayout(
-    module="self_attention",
-    query="self_attention.query_key_value",
-    key="self_attention.query_key_value",
-    value="self_attention.query_key_value",
-    output="self_attention.dense",
-    interleaved=True,
-)
+
+def _fused(module: str, projection: str, output: str, **options: bool) -> AttentionLayout:
+    """Return the layout of an attention whose query, key and value are one projection."""
+    path = f"{module}.{projection}"
+    return AttentionLayout(module, path, path, path, f"{module}.{output}", **options)  # type: ignore[arg-type]
+
+
 H_TO_4H = MlpLayout(up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h", gate=None)
 
 LAYOUTS = (
@@ -48,27 +36,21 @@ LAYOUTS = (
     DecoderLayout(
         "phi3",
         ("phi3",),
-        attention=AttentionLayout(query=FUSED, key=FUSED, value=FUSED, reads_config=True),
+        attention=_fused("self_attn", "qkv_proj", "o_proj", reads_config=True),
         mlp=MlpLayout(up="mlp.gate_up_proj", gate="mlp.gate_up_proj"),
     ),
     DecoderLayout("glm", ("glm", "glm4"), mlp=MlpLayout(up="mlp.gate_up_proj", gate="mlp.gate_up_proj")),
     DecoderLayout(
         "baichuan",
         ("baichuan",),
-        attention=AttentionLayout(query="self_attn.W_pack", key="self_attn.W_pack", value="self_attn.W_pack"),
+        attention=_fused("self_attn", "W_pack", "o_proj"),
         names=ConfigNames(kv_heads=None),
     ),
     DecoderLayout(
         "chatglm",
         ("chatglm",),
         layers="transformer.encoder.layers",
-        attention=AttentionLayout(
-            module="self_attention",
-            query="self_attention.query_key_value",
-            key="self_attention.query_key_value",
-            value="self_attention.query_key_value",
-            output="self_attention.dense",
-        ),
+        attention=_fused("self_attention", "query_key_value", "dense"),
         mlp=MlpLayout(up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h", gate="mlp.dense_h_to_4h"),
         names=ConfigNames(kv_heads="multi_query_group_num", mlp_channels="ffn_hidden_size"),
     ),
@@ -76,7 +58,7 @@ LAYOUTS = (
         "gpt_neox",
         ("gpt_neox",),
         layers="gpt_neox.layers",
-        attention=NEOX,
+        attention=_fused("attention", "query_key_value", "dense", interleaved=True),
         mlp=H_TO_4H,
         names=ConfigNames(kv_heads=None),
     ),
@@ -84,7 +66,7 @@ LAYOUTS = (
         "bloom",
         ("bloom",),
         layers="transformer.h",
-        attention=replace(FALCON, alibi=True),
+        attention=_fused("self_attention", "query_key_value", "dense", interleaved=True, alibi=True),
         mlp=H_TO_4H,
         names=ConfigNames(query_heads="n_head", kv_heads=None, mlp_channels=None),
         adds_residual=True,
@@ -93,7 +75,7 @@ LAYOUTS = (
         "falcon",
         ("falcon",),
         layers="transformer.h",
-        attention=FALCON,
+        attention=_fused("self_attention", "query_key_value", "dense", interleaved=True),
         mlp=H_TO_4H,
         names=ConfigNames(kv_heads="num_kv_heads", mlp_channels="ffn_hidden_size"),
         runs_on_hidden_size=True,
@@ -102,7 +84,7 @@ LAYOUTS = (
         "gpt2",
         ("gpt2",),
         layers="transformer.h",
-        attention=AttentionLayout("attn", "attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj"),
+        attention=_fused("attn", "c_attn", "c_proj"),
         mlp=MlpLayout(up="mlp.c_fc", down="mlp.c_proj", gate=None),
         names=ConfigNames(query_heads="n_head", kv_heads=None, mlp_channels="n_inner"),
     ),

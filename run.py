@@ -173,6 +173,7 @@ def prepare(config: schema.ExperimentConfig, run: RunFolder, tracker: Tracker) -
     from pruning.cache import Cache
     from pruning.checkpoint import require_space_for
     from pruning.families import find_layout
+    from pruning.grouping import find_units
     from pruning.model import choose_device
 
     ratios = config.schedule.ratios(config.pruning.ratio)
@@ -180,6 +181,8 @@ def prepare(config: schema.ExperimentConfig, run: RunFolder, tracker: Tracker) -
     cache, device = Cache(Path(config.cache_dir)), choose_device(config.device)
     model, tokenizer = config.model.load(cache, device)
     layout = find_layout(model)
+    allocator = Allocator(config.pruning, model, layout)
+    config.importance.check(allocator.touched(find_units(model, layout)))
     if config.save_model:
         require_space_for(model, run.path)
     return Bench(
@@ -191,7 +194,7 @@ def prepare(config: schema.ExperimentConfig, run: RunFolder, tracker: Tracker) -
         model=model,
         tokenizer=tokenizer,
         layout=layout,
-        allocator=Allocator(config.pruning, model, layout),
+        allocator=allocator,
         ratios=ratios,
         parts=parts,
         evaluator=Evaluator(config.evaluation, config.stability, tokenizer, cache),

@@ -69,6 +69,9 @@ def test_a_run_leaves_everything_in_its_folder(finished: tuple[Path, str]) -> No
     assert result["metrics"]["stability/pct_mean/tok_acc"] is not None
     assert result["metrics"]["generalization/gain/loss"] is not None
     assert len(result["events"]) == 1
+    agreement = result["metrics"]["pruned/scores/rank_agreement"]
+    assert -1 <= agreement <= 1
+    assert result["events"][0]["event/scores/rank_agreement"] == agreement
     assert {"load", "dense", "recovered", "control", "save"} <= set(result["timings"])
 
 
@@ -204,3 +207,41 @@ def test_the_checkpoint_has_the_weights_that_were_measured(finished: tuple[Path,
     assert score_text(model, blocks).loss == pytest.approx(
         result_of(folder)["metrics"]["recovered/probe/loss"], abs=1e-5
     )
+
+
+def test_an_estimator_that_cannot_score_what_is_to_be_cut_ends_before_any_work(tmp_path: Path) -> None:
+    done = launch(tmp_path / "runs", "pruning=channel_wise", "importance=wanda", check=False)
+    assert done.returncode == 1
+    assert "importance=wanda: cannot score hidden" in done.stderr
+    assert "Traceback" not in done.stderr
+    (folder,) = folders(tmp_path / "runs").values()
+    assert json.loads((folder / "status.json").read_text())["stage"] == "load"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pruning", "importance"),
+    [
+        ("heads", "unit_mask"),
+        ("block_wise", "wanda"),
+        ("block_wise", "flap"),
+        ("block_wise", "reconstruction"),
+        ("block_wise", "llm_pruner"),
+        ("mlp_only", "random"),
+        ("channel_wise", "taylor"),
+        ("layer_wise", "l1"),
+        ("depth", "taylor"),
+        ("equal_widths", "l2"),
+    ],
+)
+def test_every_structure_and_estimator_goes_through_a_run_of_two_events(
+    tmp_path: Path, pruning: str, importance: str
+) -> None:
+    ratio = {"layer_wise": 0.4, "depth": 0.3, "equal_widths": 0.5}.get(pruning, 0.1)
+    options = ["schedule=linear", "schedule.events=2", "recovery.when=each", f"pruning.ratio={ratio}", "model.layers=8"]
+    options += ["pruning.round_to=16"] if pruning == "equal_widths" else []
+    launch(tmp_path / "runs", f"pruning={pruning}", f"importance={importance}", "tracking=none", *options)
+    (folder,) = folders(tmp_path / "runs").values()
+    metrics = result_of(folder)["metrics"]
+    assert metrics["pruned/ratio_reached"] == pytest.approx(ratio, abs=0.06)
+    assert metrics["recovered/probe/loss"] > 0

@@ -41,6 +41,12 @@ class ActivationImportance(CalibratedImportance):
     metric: ActivationMetric = ActivationMetric.wanda
     """wanda or fluctuation (FLAP)."""
 
+    def check(self, groups: Mapping[str, UnitGroup]) -> None:
+        """Raise when a group has no linear map that reads it."""
+        from pruning.importance.readers import check_readers
+
+        check_readers(self.metric.value, groups, depth=False)
+
     def score(
         self, model: PreTrainedModel, groups: Mapping[str, UnitGroup], samples: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
@@ -50,10 +56,10 @@ class ActivationImportance(CalibratedImportance):
             ValueError: a group has no linear map that reads it.
         """
         from pruning.importance.activations import stream_input_moments
-        from pruning.importance.readers import check_readers, input_positions, weight_of
+        from pruning.importance.readers import input_positions, weight_of
         from pruning.importance.reduction import power_sums
 
-        check_readers(self.metric.value, groups, depth=False)
+        self.check(groups)
         scores: dict[str, torch.Tensor] = {}
 
         def consume(reader: str, moments: InputMoments) -> None:

@@ -66,6 +66,9 @@ class ImportanceEstimator:
     """Whether the halves of the calibration samples are scored apart too, at the price of a second scoring: tells how sure
     the scores are. No effect on estimators that need only weights."""
 
+    def check(self, groups: Mapping[str, UnitGroup]) -> None:
+        """Raise a ValueError when there is a group that this estimator cannot score. Called before any work."""
+
     def score(
         self, model: PreTrainedModel, groups: Mapping[str, UnitGroup], samples: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
@@ -100,6 +103,15 @@ class CoupledImportance(ImportanceEstimator):
     aggregation: Aggregation = Aggregation.sum
     """sum, mean, max, prod or last, over the coupled matrices of a unit."""
 
+    def check(self, groups: Mapping[str, UnitGroup]) -> None:
+        """Raise when the last matrix is asked for and a group has no one matrix that reads it."""
+        for name, group in groups.items():
+            if self.aggregation is Aggregation.last and (group.kind.is_depth or group.layer is None):
+                raise ValueError(
+                    f"importance.aggregation=last: {name} ({group.kind.value}) has no one matrix that reads it; "
+                    "use sum, mean, max or prod"
+                )
+
 
 def check_at_least_one(key: str, value: int | None) -> None:
     """Raise unless an option that counts something is null or positive."""
@@ -131,19 +143,11 @@ def aggregate_matrices(
 
     Returns:
         Group name -> (U,) float32 on the CPU.
-
-    Raises:
-        ValueError: `last` is asked for a group without a single last matrix.
     """
     import torch
 
     scores = {}
     for name, group in groups.items():
-        if aggregation is Aggregation.last and (group.kind.is_depth or group.layer is None):
-            raise ValueError(
-                f"importance.aggregation=last: {name} ({group.kind.value}) has no one matrix that reads it; "
-                "use sum, mean, max or prod"
-            )
         matrices: list[torch.Tensor] = []
         for index, piece in enumerate(group.slices):
             values = per_unit(group, piece, channels(piece).double().cpu())

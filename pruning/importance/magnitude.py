@@ -36,6 +36,7 @@ class Magnitude(CoupledImportance):
         """Score every unit by the norm of its coupled weights; see the base class for shapes."""
         from pruning.importance.reduction import power_sums
 
+        self.check(groups)
         found: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
 
         def channels(piece: UnitSlice) -> torch.Tensor:

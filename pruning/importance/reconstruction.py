@@ -47,6 +47,12 @@ class Reconstruction(CalibratedImportance):
         if not 0 <= self.ridge < float("inf"):
             raise ValueError(f"importance.ridge={self.ridge}: must be 0 or more, e.g. 0.01")
 
+    def check(self, groups: Mapping[str, UnitGroup]) -> None:
+        """Raise when a group has no linear map that reads it."""
+        from pruning.importance.readers import check_readers
+
+        check_readers("reconstruction", groups, depth=False)
+
     def score(
         self, model: PreTrainedModel, groups: Mapping[str, UnitGroup], samples: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
@@ -56,10 +62,10 @@ class Reconstruction(CalibratedImportance):
             ValueError: a group has no linear map that reads it, or H cannot be inverted.
         """
         from pruning.importance.activations import stream_input_moments
-        from pruning.importance.readers import check_readers, input_positions, weight_of
+        from pruning.importance.readers import input_positions, weight_of
         from pruning.importance.saliency import in_rounds
 
-        check_readers("reconstruction", groups, depth=False)
+        self.check(groups)
         scores: dict[str, torch.Tensor] = {}
 
         def consume(reader: str, moments: InputMoments) -> None:

@@ -92,6 +92,7 @@ class Taylor(CoupledImportance, CalibratedImportance):
         from pruning.importance.gradients import split_samples
         from pruning.importance.saliency import in_rounds, paired_as_in_code
 
+        self.check(groups)
         split_samples(samples, None)
         assert samples is not None
         as_in_code = self.formulas is Formulas.code

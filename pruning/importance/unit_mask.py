@@ -62,6 +62,12 @@ class UnitMask(CalibratedImportance):
     checkpointing: bool = False
     """Whether activations are computed again instead of kept: less memory, a third more time, the same scores."""
 
+    def check(self, groups: Mapping[str, UnitGroup]) -> None:
+        """Raise when a group has no linear map that reads it."""
+        from pruning.importance.readers import check_readers
+
+        check_readers("unit_mask", groups, depth=True)
+
     def score(
         self, model: PreTrainedModel, groups: Mapping[str, UnitGroup], samples: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
@@ -71,9 +77,8 @@ class UnitMask(CalibratedImportance):
             ValueError: a group has no linear map that reads it, or a depth group's output is normalised before it is added.
         """
         from pruning.importance.mask_gradients import mask_derivatives
-        from pruning.importance.readers import check_readers
 
-        check_readers("unit_mask", groups, depth=True)
+        self.check(groups)
         sums = mask_derivatives(
             model,
             groups,

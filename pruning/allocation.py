@@ -184,9 +184,11 @@ class Allocator:
             for name, group in groups.items()
         }
         if self.config.allocation is Allocation.uniform:
-            now = {name: group.run_length for name, group in groups.items()}
-            dense = {name: self.dense.units[self._dense_name(group)] for name, group in groups.items()}
-            line = uniform_order(steps, scores, dense, now)
+            gone = {
+                name: self.dense.units[self._dense_name(group)] - group.run_length for name, group in groups.items()
+            }
+            room = {name: gone[name] + self._removable(group) for name, group in groups.items()}
+            line = uniform_order(steps, scores, room, gone)
         else:
             line = global_order(steps)
         whole = [step for step in line if step.kind is UnitKind.layer]

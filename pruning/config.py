@@ -42,7 +42,8 @@ class PruningConfig:
     """Kinds of units that may leave: kv_group, query_head, mlp_channel, expert, hidden, attention_layer, mlp_layer, layer."""
 
     allocation: Allocation = Allocation.uniform
-    """uniform: every group and kind loses the same fraction; global: one ranking of all units by score per parameter."""
+    """uniform: every group and kind loses the same fraction of what it can lose; global: one ranking of all units by score per
+    parameter."""
 
     direction: Direction = Direction.smallest
     """Which units leave: those of the smallest scores, of the largest, or drawn at random."""

@@ -68,10 +68,10 @@ def multiple_of(kind: UnitKind, round_to: int) -> int:
 def uniform_order(
     steps: Mapping[str, list[Step]],
     scores: Mapping[str, torch.Tensor],
-    dense: Mapping[str, int],
-    now: Mapping[str, int],
+    room: Mapping[str, int],
+    gone: Mapping[str, int],
 ) -> list[Step]:
-    """Put the steps in an order in which all groups, and all kinds, lose the same fraction of their units.
+    """Put the steps in an order in which all groups, and all kinds, lose the same fraction of the units they can lose.
 
     Equal fractions go where the step matters least, measured against the mean score of its own group; depth, whose groups
     are one unit each, goes by score.
@@ -79,27 +79,26 @@ def uniform_order(
     Args:
         steps: the steps of every group.
         scores: (U,) of every group.
-        dense: units of every run before the first event.
-        now: units of every run that are left.
+        room: units of every run that may leave in all.
+        gone: units of every run that left in earlier events.
     """
     by_kind: dict[UnitKind, list[tuple[float, float, Step]]] = defaultdict(list)
     sizes: dict[UnitKind, int] = defaultdict(int)
-    gone: dict[UnitKind, int] = defaultdict(int)
+    passed: dict[UnitKind, float] = defaultdict(float)
     for name, own in steps.items():
         mean = 1.0 if not own or own[0].kind.is_depth else max(float(scores[name].abs().mean()), 1e-30)
         for step in own:
-            lost = dense[name] - now[name] + (step.before + step.after) / 2
-            by_kind[step.kind].append((lost / dense[name], step.score / (step.after - step.before) / mean, step))
+            lost = gone[name] + (step.before + step.after) / 2
+            by_kind[step.kind].append((lost / room[name], step.score / (step.after - step.before) / mean, step))
         if own:
-            sizes[own[0].kind] += dense[name]
-            gone[own[0].kind] += dense[name] - now[name]
+            sizes[own[0].kind] += room[name]
+            passed[own[0].kind] += gone[name]
     line: list[tuple[float, int, Step]] = []
     for kind, entries in by_kind.items():
-        passed = gone[kind]
         for place, (_, _, step) in enumerate(sorted(entries, key=lambda entry: entry[:2])):
             width = step.after - step.before
-            line.append(((passed + width / 2) / sizes[kind], place, step))
-            passed += width
+            line.append(((passed[kind] + width / 2) / sizes[kind], place, step))
+            passed[kind] += width
     return [step for _, _, step in sorted(line, key=lambda entry: entry[:2])]
 
 

@@ -11,10 +11,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import PreTrainedModel
 
 from pruning.model import count_parameters
@@ -33,7 +33,7 @@ def measure_cost(model: PreTrainedModel, config: CostConfig) -> dict[str, float]
     ids = token_ids(model, config.batch_size, config.prefill_tokens)
     metrics: dict[str, float] = {"params": count_parameters(model), "weights_bytes": weight_bytes(model)}
     with torch.inference_mode():
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
             model(input_ids=token_ids(model, 1, config.macs_tokens), use_cache=False)
         metrics["macs"] = counter.get_total_flops() / 2
 
@@ -48,6 +48,23 @@ def measure_cost(model: PreTrainedModel, config: CostConfig) -> dict[str, float]
         seconds = median_decode_seconds(model, ids, config)
         metrics["decode_tok_s"] = config.batch_size * config.decode_tokens / seconds
     return metrics
+
+
+def attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    """Return the operations of attention from the shapes of its inputs, (B, H, T, D) each."""
+    return sdpa_flop_count(query, key, value)
+
+
+def grouped_flops(tokens: torch.Size, weights: torch.Size, *_: Any, **__: Any) -> int:
+    """Return the operations of one product for each token (T, I) with its expert's weight out of (E, I, O)."""
+    return 2 * tokens[0] * weights[1] * weights[2]
+
+
+UNCOUNTED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    torch.ops.aten._grouped_mm: grouped_flops,
+}
+"""Operators that torch's counter leaves out on a CPU."""
 
 
 def token_ids(model: PreTrainedModel, batch_size: int, length: int) -> torch.Tensor:

@@ -123,7 +123,7 @@ class Evaluator:
 
     def _windows(self, source: str, length: int, count: int | None, key: str) -> torch.Tensor:
         from pruning.blocks import evenly_spaced_windows
-        from pruning.text import read_corpus
+        from pruning.documents import read_corpus
 
         documents = read_corpus(source, key)
         return evenly_spaced_windows(documents, self.tokenizer, length, count, purpose=f"{key}={source}")
@@ -182,6 +182,14 @@ class Snapshot:
         if self.evaluator.config.cost.enabled:
             metrics |= measure_cost(self.model, self.evaluator.config.cost)
         return metrics
+
+    def outcomes(self) -> dict[str, dict[str, Any]]:
+        """Return what was found item by item and block by block: `zeroshot/<task>` and `texts/<name>` -> scores."""
+        texts = {"probe": self.evaluator.probe_blocks} | self.evaluator.text_blocks
+        found = {f"zeroshot/{task}": scores for task, scores in self.zeroshot().items()}
+        for name, blocks in texts.items():
+            found[f"texts/{name}"] = {"blocks": digest(blocks.tolist())} | asdict(self.text(blocks))
+        return found
 
     def zeroshot_metrics(self) -> dict[str, float]:
         """Return the `zeroshot/*` metrics: every task, the mean of seven, the mean where the dense model beats chance."""

@@ -11,8 +11,9 @@ import statistics
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
+
+from pruning.progress import track
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def score_text(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int = 8
     loss_sums: list[float] = []
     correct: list[int] = []
     with torch.inference_mode():
-        for batch in tqdm(blocks.split(batch_size), desc="text", leave=False):
+        for batch in track(blocks.split(batch_size), "text"):
             ids = batch.to(model.device)
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
             targets = ids[:, 1:]

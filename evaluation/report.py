@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.contamination import mark, mark_notes
 from evaluation.result import RunResult
 from evaluation.zeroshot import SEVEN, main_metric
 
@@ -31,8 +32,8 @@ def report_rows(metrics: Mapping[str, float | None]) -> list[list[Row]]:
         _row(metrics, "mean where dense beats chance", "zeroshot/mean_above_chance", _with_error),
     ]
     texts = sorted({name.split("/", 1)[1] for name in metrics if "/ppl/" in name})
-    text = [_row(metrics, f"perplexity, {name.removeprefix('ppl/')}", name, _plain("{:.2f}")) for name in texts]
-    text.append(_row(metrics, "next-token accuracy", "probe/tok_acc", _plain("{:.4f}")))
+    text = [_row(metrics, perplexity_label(metrics, name), name, _plain("{:.2f}")) for name in texts]
+    text.append(_row(metrics, f"next-token accuracy{mark(metrics, 'probe')}", "probe/tok_acc", _plain("{:.4f}")))
     cost = [
         _row(metrics, "parameters", "params", _plain("{:,.0f}")),
         _row(metrics, "MACs (one sequence)", "macs", _scaled(1e9, " G")),
@@ -44,6 +45,12 @@ def report_rows(metrics: Mapping[str, float | None]) -> list[list[Row]]:
     return [[row for row in part if row.cells] for part in (zeroshot, text, cost)]
 
 
+def perplexity_label(metrics: Mapping[str, float | None], name: str) -> str:
+    """Return how tables name `ppl/<text>@<window>`, with its mark."""
+    text, _, window = name.removeprefix("ppl/").rpartition("@")
+    return f"perplexity, {text}@{window}{mark(metrics, f'text/{text}')}"
+
+
 def print_report(result: RunResult) -> None:
     """Print the tables of a finished run: stages side by side, then ratio, stability and generalization."""
     from rich import box
@@ -53,7 +60,7 @@ def print_report(result: RunResult) -> None:
     console = Console(width=None if Console().is_terminal else 100)
     parts = [part for part in report_rows(result.metrics) if part]
     stages = [stage for stage in STAGES if any(stage in row.cells for part in parts for row in part)]
-    table = Table(title=result.name, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=result.name, box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True, pad_edge=False)
     table.add_column("")
     for stage in stages:
         table.add_column(stage, justify="right")
@@ -61,7 +68,9 @@ def print_report(result: RunResult) -> None:
         for row in part:
             table.add_row(row.label, *(row.cells.get(stage, "") for stage in stages), end_section=row is part[-1])
     console.print(table)
-    facts = Table(box=box.SIMPLE_HEAD, show_header=False)
+    for note in mark_notes(result.metrics):
+        console.print(f" {note}", style="dim")
+    facts = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
     facts.add_column("")
     facts.add_column("", justify="right")
     facts.add_column("", style="dim")
@@ -99,6 +108,8 @@ FACTS = (
 def fact_rows(metrics: Mapping[str, float | None]) -> list[tuple[str, str, str]]:
     """Return (label, figure, how to read it) for the ratios, the stability and the generalization of a run."""
     found = []
+    if words := mark(metrics, "probe"):
+        found.append(("text of the probes", words.strip(" ()"), "stability and generalization are measured on it"))
     for label, name, form, note in FACTS:
         value = metrics.get(name)
         if value is not None:
@@ -120,6 +131,7 @@ def model_card(result: RunResult) -> str:
         "|---" * (len(stages) + 1) + "|",
         *(f"| {row.label} | " + " | ".join(row.cells.get(stage, "") for stage in stages) + " |" for row in parts),
         "",
+        *(f"- {note}" for note in mark_notes(result.metrics)),
     ]
     return "\n".join(lines)
 

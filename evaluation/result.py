@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,6 +58,22 @@ class RunResult:
             return RunResult(**found)
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+def finished_runs(paths: Sequence[Path]) -> list[tuple[Path, RunResult]]:
+    """Return the finished runs in `paths`, which are run folders or folders of them.
+
+    Raises:
+        ValueError: there is none in one of them.
+    """
+    found = []
+    for path in paths:
+        folders = [path] if (path / "result.json").exists() else sorted(path.glob("*/"))
+        runs = [(folder, result) for folder in folders if (result := RunResult.read(folder / "result.json"))]
+        if not runs:
+            raise ValueError(f"{path}: no finished run there (a run is finished when it has a result.json)")
+        found += runs
+    return found
 
 
 def describe_environment(device: str) -> dict[str, Any]:

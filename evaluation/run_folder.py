@@ -18,8 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from evaluation.memory import release
 from evaluation.result import RunResult
-from pruning.files import json_text, whole_folder, write_json, write_text
+from pruning.files import json_text, remove, whole_folder, write_json, write_text
+from pruning.progress import loop
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +67,27 @@ class RunFolder:
         """Return the result of a finished run, or None."""
         return RunResult.read(self.path / "result.json")
 
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Begin the run. A failure in the block is logged and raised; nothing that the block held stays in memory."""
+        failure = None
+        self.begin()
+        try:
+            yield
+        except BaseException as error:
+            failure = error
+            self.failed(error)
+            raise
+        finally:
+            release(failure)
+
     def begin(self) -> None:
         """Clear what an unfinished or forced run left that could be taken for this one's."""
         for name in ("result.json", "events.jsonl"):
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "zeroshot", ignore_errors=True)
+        unfinished = self.path.glob(".*.*")  # files of a process that was killed
+        for leftover in (self.path / "zeroshot", self.path / "texts", *unfinished):
+            remove(leftover)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -77,7 +95,8 @@ class RunFolder:
         log.info("%s ...", name)
         self._status("running", name)
         start = time.perf_counter()
-        yield
+        with loop(name, 1):
+            yield
         self.timings[name] = round(time.perf_counter() - start, 3)
         log.info("%s: %.1f s", name, self.timings[name])
 
@@ -86,15 +105,15 @@ class RunFolder:
         self._events.append(metrics)
         write_text(self.path / "events.jsonl", "".join(json_text(event) + "\n" for event in self._events))
 
-    def keep_outcomes(self, stage: str, scores: dict[str, dict[str, Any]]) -> None:
-        """Write the outcome of every item to `zeroshot/<task>.json`, beside those of other stages."""
-        for task, score in scores.items():
-            path = self.path / "zeroshot" / f"{task}.json"
+    def keep_outcomes(self, stage: str, outcomes: dict[str, dict[str, Any]]) -> None:
+        """Write what was found item by item to `zeroshot/<task>.json` and `texts/<name>.json`, beside other stages'."""
+        for name, found in outcomes.items():
+            path = self.path / f"{name}.json"
             try:
                 stages = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 stages = {}
-            write_json(path, stages | {stage: score})
+            write_json(path, stages | {stage: found})
 
     def keep_adapter(self, source: Path) -> None:
         """Copy a trained adapter, in peft's own format, to `adapter/`."""
@@ -110,9 +129,13 @@ class RunFolder:
 
     def failed(self, error: BaseException) -> None:
         """Write the error to `status.json`, and with its traceback to the run's log."""
-        with (self.path / "run.log").open("a", encoding="utf-8") as file:
-            file.write("".join(traceback.format_exception(error)))
-        self._status("failed", None, f"{type(error).__name__}: {error}")
+        try:
+            with (self.path / "run.log").open("a", encoding="utf-8") as file:
+                file.write("".join(traceback.format_exception(error)))
+            if self.result() is None:  # else it ended while its figures were being sent: the run is done
+                self._status("failed", None, f"{type(error).__name__}: {error}")
+        except OSError as trouble:  # a full disk, which may be the error itself
+            log.error("%s: cannot write that the run failed: %s", self.path, trouble)
 
     def _status(self, state: str, stage: str | None, error: str | None = None) -> None:
         self._stage = stage or self._stage

@@ -12,7 +12,6 @@ are found when the scorer is built and get one row per distinct sequence instead
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from tqdm import tqdm
+
+from pruning.progress import loop
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -156,16 +156,16 @@ class SharedContextLM(HFLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Score (context, continuation) pairs: nats of the continuation, and whether greedy decoding gives it."""
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+        return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Score whole texts in nats, each token once, in windows of the model's full context length."""
-        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate exactly as ``HFLM`` does."""
         with evaluating(self.model):
-            return super().generate_until(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+            return super().generate_until(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
         self,
@@ -176,12 +176,11 @@ class SharedContextLM(HFLM):
         """Score (key, context tokens, continuation tokens); ``override_bs``, a count of rows, has no meaning here."""
         rows = self._pack([self._job(place, context, tail) for place, (_, context, tail) in enumerate(requests)])
         scores: dict[int, tuple[float, bool]] = {}
-        quiet = disable_tqdm or not sys.stderr.isatty()
-        with evaluating(self.model), tqdm(total=len(requests), desc="Scoring", disable=quiet) as progress:
+        with evaluating(self.model), loop("requests", len(requests)) as step:
             while rows:
                 batch = self._next_batch(rows)
                 try:
-                    scores |= self._score(batch)
+                    scored = self._score(batch)
                 except torch.OutOfMemoryError:
                     if len(batch) == 1 and batch[0].is_chain:
                         raise
@@ -189,7 +188,8 @@ class SharedContextLM(HFLM):
                     rows = self._pack([job for row in rows for job, _ in row.jobs])
                 else:
                     rows = rows[len(batch) :]
-                progress.update(len(scores) - progress.n)
+                    scores |= scored
+                    step(len(scored))
         for place, (key, _, _) in enumerate(requests):
             if key is not None:
                 self.cache_hook.add_partial("loglikelihood", key, scores[place])

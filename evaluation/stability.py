@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from evaluation.statistics import bootstrap_interval
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -124,24 +126,14 @@ def accuracy_instability_interval(
     Blocks are drawn in pairs: the same blocks before and after.
     """
     import numpy as np
-    from scipy.stats import bootstrap
 
     def statistic(before: np.ndarray, after: np.ndarray, axis: int = -1) -> np.ndarray:
         total = before.sum(axis=axis)
         with np.errstate(divide="ignore", invalid="ignore"):
             return (total - after.sum(axis=axis)) / total
 
-    result = bootstrap(
-        (np.array(pre.correct, float), np.array(post.correct, float)),
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    samples = (pre.correct, post.correct)
+    return bootstrap_interval(samples, statistic, paired=True, confidence=confidence, resamples=resamples)
 
 
 def stability_summary(events: Sequence[EventReport], config: StabilityConfig) -> dict[str, float]:

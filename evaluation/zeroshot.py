@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.tasks import STOCK_FILES, find_items, load_task
 from pruning.cache import Cache, digest
+from pruning.progress import loop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,18 +57,21 @@ class ZeroShot:
             return run_task(self._task(task), task, scorers[0], self.items)
 
         results = {}
-        for task, data in self.data.items():
-            inputs = {
-                "model": model_fingerprint,
-                "vocabulary": vocabulary,
-                "task": task,
-                "data": data.identity,
-                "items": self.items,
-                "num_fewshot": self.num_fewshot,
-            }
-            results[task] = self.cache.json("zeroshot", inputs, partial(score_task, task))
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in results[task]["metrics"].items())
-            log.info("  %s: %s", task, shown)
+        with loop("zero-shot", len(self.data)) as step:
+            for task, data in self.data.items():
+                step(0, now=task)
+                inputs = {
+                    "model": model_fingerprint,
+                    "vocabulary": vocabulary,
+                    "task": task,
+                    "data": data.identity,
+                    "items": self.items,
+                    "num_fewshot": self.num_fewshot,
+                }
+                results[task] = self.cache.json("zeroshot", inputs, partial(score_task, task))
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in results[task]["metrics"].items())
+                log.info("  %s: %s", task, shown)
+                step()
         return results
 
     def _task(self, task: str) -> Any:

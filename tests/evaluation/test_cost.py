@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from evaluation.cost import measure_cost, peak_rise, weight_bytes
 from evaluation.measure import CostConfig
+from pruning.costs import mac_costs, total_cost
 from pruning.families import find_layout
 from pruning.grouping import find_units
 from pruning.surgery import cut
@@ -51,6 +52,13 @@ def test_macs_are_those_of_the_projections_the_head_and_attention(llama: PreTrai
     config = CostConfig(macs_tokens=tokens, batch_size=2, prefill_tokens=32, decode_tokens=4, repetitions=1)
     macs = measure_cost(llama, config)["macs"]
     assert linear_macs(tokens) <= macs <= linear_macs(tokens) + attention_macs(tokens) + rotary_macs(tokens)
+
+
+@pytest.mark.parametrize("family", ["llama_gqa_tied", "gpt2", "falcon_alibi", "qwen3_moe"])
+def test_macs_are_those_that_a_budget_of_macs_counts(family: str) -> None:
+    model = build(family)
+    counted = total_cost(model, mac_costs(model, find_layout(model), CONFIG.macs_tokens))
+    assert measure_cost(model, CONFIG)["macs"] == counted
 
 
 def test_macs_are_counted_for_the_asked_tokens_though_the_timed_prompt_is_shorter(llama: PreTrainedModel) -> None:

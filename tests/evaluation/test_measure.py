@@ -161,6 +161,23 @@ def test_a_control_is_scored_on_tasks_only_where_asked(
     assert set(metrics) == {"probe/tok_acc", "probe/loss"}
 
 
+def test_outcomes_are_of_every_item_and_every_window_without_measuring_again(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, counted: list[str]
+) -> None:
+    snapshot = evaluator(folder, tokenizer).snapshot(llama)
+    metrics = snapshot.measure()
+    counted.clear()
+    found = snapshot.outcomes()
+    assert counted == []
+    assert set(found) == {"zeroshot/piqa", "texts/probe", "texts/river@16", "texts/river@32"}
+    assert [item["doc_id"] for item in found["zeroshot/piqa"]["outcomes"]] == list(range(6))
+    text = found["texts/river@32"]
+    assert sum(text["loss_sums"]) / (8 * 31) == pytest.approx(math.log(metrics["ppl/river@32"]))
+    assert len({found[name]["blocks"] for name in found if name.startswith("texts/")}) == 3
+    again = evaluator(folder, tokenizer).snapshot(build("llama_mha")).outcomes()
+    assert again["texts/river@32"]["blocks"] == text["blocks"]
+
+
 def test_the_mean_above_chance_is_over_the_dense_models_tasks(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:

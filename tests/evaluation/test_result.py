@@ -219,8 +219,10 @@ def test_events_are_kept_in_order_one_json_line_each(tmp_path: Path) -> None:
 
 def test_outcomes_of_stages_stand_side_by_side(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.keep_outcomes("dense", {"boolq": {"metrics": {"acc": 0.5}}, "piqa": {"metrics": {"acc": 0.6}}})
-    run.keep_outcomes("recovered", {"boolq": {"metrics": {"acc": 0.4}}})
+    run.keep_outcomes(
+        "dense", {"zeroshot/boolq": {"metrics": {"acc": 0.5}}, "zeroshot/piqa": {"metrics": {"acc": 0.6}}}
+    )
+    run.keep_outcomes("recovered", {"zeroshot/boolq": {"metrics": {"acc": 0.4}}})
     boolq = strict((tmp_path / "zeroshot" / "boolq.json").read_text(encoding="utf-8"))
     assert boolq == {"dense": {"metrics": {"acc": 0.5}}, "recovered": {"metrics": {"acc": 0.4}}}
     assert list(strict((tmp_path / "zeroshot" / "piqa.json").read_text(encoding="utf-8"))) == ["dense"]
@@ -230,9 +232,23 @@ def test_damaged_outcomes_are_written_anew(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     (tmp_path / "zeroshot").mkdir()
     (tmp_path / "zeroshot" / "boolq.json").write_text('{"dense": ', encoding="utf-8")
-    run.keep_outcomes("pruned", {"boolq": {"metrics": {"acc": 0.5}}})
+    run.keep_outcomes("pruned", {"zeroshot/boolq": {"metrics": {"acc": 0.5}}})
     found = strict((tmp_path / "zeroshot" / "boolq.json").read_text(encoding="utf-8"))
     assert found == {"pruned": {"metrics": {"acc": 0.5}}}
+
+
+def test_a_run_that_is_interrupted_while_its_figures_are_sent_stays_done(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+
+    def job() -> None:
+        with run.attempt():
+            run.done(result())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        job()
+    assert strict((tmp_path / "status.json").read_text(encoding="utf-8"))["state"] == "done"
+    assert run.result() == result()
 
 
 def test_undefined_figures_of_an_event_become_null(tmp_path: Path) -> None:
@@ -241,7 +257,7 @@ def test_undefined_figures_of_an_event_become_null(tmp_path: Path) -> None:
 
 
 def test_undefined_figures_of_a_task_become_null(tmp_path: Path) -> None:
-    RunFolder(tmp_path).keep_outcomes("pruned", {"boolq": {"metrics": {"stderr": math.nan}}})
+    RunFolder(tmp_path).keep_outcomes("pruned", {"zeroshot/boolq": {"metrics": {"stderr": math.nan}}})
     found = strict((tmp_path / "zeroshot" / "boolq.json").read_text(encoding="utf-8"))
     assert found == {"pruned": {"metrics": {"stderr": None}}}
 

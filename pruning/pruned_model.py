@@ -60,7 +60,8 @@ def apply_structure(model: nn.Module, structure: dict[str, Any]) -> None:
     Args:
         model: in place; resized parameters are left unset.
         structure: `config.pruned`. skipped: module -> arguments of SkippedSublayer, or "identity"; attributes: module ->
-            its numbers; configs: module -> configuration values of its own; shapes: parameter -> its size.
+            its numbers; configs: module -> configuration values of its own; shapes: parameter -> its size, biases that
+            compensation added among them.
     """
     for name, made in structure["skipped"].items():
         replace_module(model, name, nn.Identity() if made == "identity" else SkippedSublayer(**made))
@@ -70,8 +71,12 @@ def apply_structure(model: nn.Module, structure: dict[str, Any]) -> None:
     for name, values in structure["configs"].items():
         own_config(model.get_submodule(name), values)
     for name, shape in structure["shapes"].items():
-        parameter = model.get_parameter(name)
-        replace_parameter(model, parameter, nn.Parameter(parameter.new_empty(shape)))
+        owner, _, part = name.rpartition(".")
+        module: Any = model.get_submodule(owner)
+        if (parameter := getattr(module, part)) is None:  # a bias that the ordinary class does not have
+            setattr(module, part, nn.Parameter(module.weight.new_empty(shape)))
+        else:
+            replace_parameter(model, parameter, nn.Parameter(parameter.new_empty(shape)))
     for module in model.modules():
         refresh_leaf(module)
     register_alibi(model)

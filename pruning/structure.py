@@ -63,7 +63,7 @@ def difference(model: nn.Module, ordinary: nn.Module) -> Structure:
     structure["shapes"] = {
         name: list(parameter.shape)
         for name, parameter in model.named_parameters()
-        if name in sizes and parameter.shape != sizes[name]
+        if sizes.get(name) != parameter.shape and (name in sizes or _is_added_bias(name, expected))
     }
     return structure
 
@@ -139,6 +139,12 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
         for name, value in vars(module).items()
         if not name.startswith("_") and name not in NOT_STRUCTURE and _is_plain(value)
     }
+
+
+def _is_added_bias(name: str, ordinary: dict[str, nn.Module]) -> bool:
+    """Say whether a parameter is the bias of a module that ordinarily has none (compensation adds such)."""
+    owner, _, part = name.rpartition(".")
+    return part == "bias" and owner in ordinary and getattr(ordinary[owner], "bias", False) is None
 
 
 def _is_plain(value: Any) -> bool:

@@ -90,20 +90,22 @@ def choose_architecture(
 ) -> MODEL_ARCH:
     """Return the architecture of llama.cpp that computes what the model computes.
 
-    Qwen2 is llama with biases. llama.cpp's own `qwen2` wants heads that fill the hidden width and an unscaled rotary
-    embedding, so where pruning or scaling changed that, `llama` is the one.
+    Qwen2 is llama with biases. llama.cpp's own `qwen2` wants heads that fill the hidden width, an unscaled rotary embedding
+    and no biases at the outputs, so where pruning, scaling or compensation changed that, `llama` is the one.
 
     Raises:
         ValueError: there is none.
     """
     family, hidden = model.config.model_type, embedding(model).shape[1]
     equal = len({layer.widths for layer in layers}) == 1
+    output_biases = ("self_attn.o_proj.bias", "mlp.down_proj.bias")
+    biased = any(name in layer.tensors for layer in layers for name in output_biases)
     if family == "qwen3":
-        _check_qwen3(model, equal, plain_rotation)
+        _check_qwen3(model, equal, plain_rotation, biased)
         return MODEL_ARCH.QWEN3 if equal else MODEL_ARCH.OPENELM
     if not equal:
         return MODEL_ARCH.DECI
-    if family == "qwen2" and plain_rotation and layers[0].query_heads * head_dim == hidden:
+    if family == "qwen2" and plain_rotation and not biased and layers[0].query_heads * head_dim == hidden:
         return MODEL_ARCH.QWEN2
     return MODEL_ARCH.LLAMA
 
@@ -130,12 +132,17 @@ def pair_rotation(values: torch.Tensor, heads: int) -> torch.Tensor:
     return values.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
-def _check_qwen3(model: PreTrainedModel, equal: bool, plain_rotation: bool) -> None:
+def _check_qwen3(model: PreTrainedModel, equal: bool, plain_rotation: bool, biased: bool) -> None:
     """Raise when llama.cpp has no code for a Qwen3 model like this."""
     if not plain_rotation:
         raise ValueError("model_type=qwen3 with a scaled rotary embedding: llama.cpp takes no scaling for it")
     if getattr(model.config, "attention_bias", False):
         raise ValueError("model_type=qwen3 with attention_bias=true: llama.cpp takes no biases for it")
+    if biased:
+        raise ValueError(
+            "model_type=qwen3 with the biases that compensation=bias added: llama.cpp takes no biases for it; prune with "
+            "compensation=least_squares"
+        )
     if not (equal or is_tied(model)):
         raise ValueError(
             "model_type=qwen3 with layers of unequal widths and an output matrix of its own: what takes unequal layers "

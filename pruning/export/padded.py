@@ -14,6 +14,7 @@ from pruning.grouping import find_units
 from pruning.kinds import UnitKind
 from pruning.layout import DecoderLayout, layer_widths
 from pruning.pruned_model import ordinary_config
+from pruning.structure import skeleton
 from pruning.units import UnitGroup, from_positions, positions
 
 
@@ -22,7 +23,7 @@ def pad_to_equal_widths(model: PreTrainedModel, layout: DecoderLayout) -> PreTra
 
     Raises:
         ValueError: zeros would change what the model computes: norms over all heads, biases by head on distance, experts;
-            or its hidden width was cut in a family that cannot say so.
+            or its hidden width was cut in a family that cannot say so; or compensation added biases.
     """
     _check_paddable(model, layout)
     widths = layer_widths(model, layout)
@@ -51,10 +52,16 @@ def _check_paddable(model: PreTrainedModel, layout: DecoderLayout) -> None:
         "its heads have biases on distance": getattr(model.config, "alibi", layout.attention.alibi),
         "it is a mixture of experts": layout.experts is not None,
         "its hidden width was cut": is_pruned(model.config) and bool(model.config.pruned["base"]),
+        "its ordinary class does not have the biases that compensation=bias added": _has_added_biases(model),
     }
     for reason, holds in reasons.items():
         if holds:
             raise ValueError(f"{model.config.model_type}: cannot be padded to equal widths: {reason}")
+
+
+def _has_added_biases(model: PreTrainedModel) -> bool:
+    ordinary = dict(skeleton(model, model.config).named_parameters())
+    return any(name.endswith(".bias") and name not in ordinary for name, _ in model.named_parameters())
 
 
 def _built(model: PreTrainedModel, values: dict[str, int]) -> PreTrainedModel:

@@ -1,0 +1,107 @@
+"""Choosing in rounds: on the way to one cut, units are scored anew on a model that is pruned so far for the time being.
+
+Scores describe the model that they were taken on; after a tenth of it has left, other units have become important. Rounds
+follow that (as the shots of LLM Surgeon, van der Ouderaa et al., ICLR 2024, do) without another cut: what has been chosen so
+far is held at zero and compensated while the next round scores, and then undone. The calibration samples are dealt out
+among the rounds, so that they cost no more than one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from pruning.allocation import Allocator, StepTooSmall
+from pruning.cache import Cache
+from pruning.compensation.apply import compensated
+from pruning.compensation.base import Compensation, Correction
+from pruning.grouping import find_units
+from pruning.importance.base import ImportanceEstimator
+from pruning.importance.scoring import UnitScores, score_units
+from pruning.kinds import UnitKind
+from pruning.layout import DecoderLayout
+from pruning.masking import masked
+from pruning.units import PruningPlan, UnitGroup, removed_units
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """What decides which units leave at an event, and what becomes of those that stay."""
+
+    importance: ImportanceEstimator
+    compensation: Compensation
+    allocator: Allocator
+    cache: Cache
+    calibration: torch.Tensor
+    """Token ids that importance is measured on, (N, T)."""
+
+    moments: torch.Tensor
+    """Token ids that compensation takes moments on, (N, T)."""
+
+    def __post_init__(self) -> None:
+        if (rounds := self.allocator.config.rounds) > len(self.calibration):
+            raise ValueError(
+                f"pruning.rounds={rounds}: each round needs a calibration sample of its own, but data.calibration_samples="
+                f"{len(self.calibration)}: lower the first or raise the second"
+            )
+
+    def choose(
+        self, model: PreTrainedModel, groups: Mapping[str, UnitGroup], before: float, ratio: float
+    ) -> tuple[UnitScores, PruningPlan, dict[str, Correction]]:
+        """Return the last round's scores, the plan, and the corrections that go with it; the model is bit-identical afterwards.
+
+        Args:
+            model: as it is before the event.
+            groups: its groups that may be cut.
+            before: cumulative ratio of the event before.
+            ratio: cumulative ratio to reach.
+
+        Raises:
+            ValueError: no whole unit fits into a round, or the moments cannot be used.
+        """
+        rounds = self.allocator.config.rounds
+        plan, corrections = PruningPlan({}, before, before), dict[str, Correction]()
+        for index, samples in enumerate(self.calibration.tensor_split(rounds), start=1):
+            is_last = index == rounds
+            # an allocator takes every plan to be carried out
+            allocator = self.allocator if is_last else copy.deepcopy(self.allocator)
+            aim = ratio if is_last else before + (ratio - before) * index / rounds
+            with pruned_for_now(model, groups, plan, corrections):
+                scores = score_units(self.importance, model, groups, samples, self.cache)
+            try:
+                with compensated(model, corrections):
+                    plan = allocator.plan(model, groups, scores.values, aim, samples, chosen=plan)
+            except StepTooSmall:
+                if is_last:
+                    raise
+                continue  # the next round takes the step
+            corrections = self.compensation.corrections(model, groups, plan, self.moments, self.cache)
+        with pruned_for_now(model, groups, plan, corrections):
+            outputs = sublayer_outputs(model, self.allocator.layout)
+            corrections = self.compensation.finish(model, outputs, self.moments, corrections)
+        return scores, plan, corrections
+
+
+def sublayer_outputs(model: PreTrainedModel, layout: DecoderLayout) -> list[str]:
+    """Return the linear maps whose outputs attentions and MLPs add to the residual stream, in layer order."""
+    sublayers = (UnitKind.attention_layer, UnitKind.mlp_layer)
+    return [
+        output for group in find_units(model, layout).values() if group.kind in sublayers for output in group.readers
+    ]
+
+
+@contextmanager
+def pruned_for_now(
+    model: PreTrainedModel,
+    groups: Mapping[str, UnitGroup],
+    plan: PruningPlan,
+    corrections: Mapping[str, Correction],
+) -> Iterator[None]:
+    """Let the model compute inside the block what it would after the cut; afterwards it is what it was, to the last bit."""
+    with compensated(model, corrections), masked(model, groups, removed_units(plan, groups)):
+        yield

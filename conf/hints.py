@@ -7,17 +7,37 @@ understand it leaves to Hydra.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Sequence
+from dataclasses import is_dataclass
+from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from conf.schema import SCHEMAS, ExperimentConfig
 
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
 CONF = Path(__file__).parent
+NOT_OURS = ("--config-dir", "-cd", "--config-path", "-cp", "--shell-completion", "-sc")
+"""Flags that bring options of their own, or other arguments."""
+
+EXTRAS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
+    "hydra/launcher": {
+        "launchers": {
+            "hydra_submitit_launcher": ("submitit_local", "submitit_slurm", "slurm"),
+            "hydra_ray_launcher": ("ray", "ray_local"),
+        }
+    },
+    "hydra/sweeper": {"search": {"hydra_optuna_sweeper": ("optuna", "search", "pareto")}},
+    "experiment": {"search": {"hydra_optuna_sweeper": ("pareto",)}},
+}
+"""Group -> extra of the installation -> Hydra plugin in it -> the options that need it."""
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-    """Raise for an override that names an option or a key that is not there, with the nearest names.
+    """Raise for an override that names an option, a key or a value that is not there, with the nearest names.
 
     Args:
         arguments: the command line after the program's name.
@@ -25,29 +45,55 @@ def check_overrides(arguments: Sequence[str]) -> None:
     Raises:
         ValueError: the message names the override, what is allowed, and the nearest name.
     """
+    if any(argument.startswith(NOT_OURS) for argument in arguments):
+        return
+    for override in parse(arguments):
+        key = override.key_or_group
+        if override.is_add() or override.is_delete():
+            continue
+        for value in _values(override):
+            _check_installed(key, value)
+        if key.split(".")[0].split("/")[0] == "hydra":
+            continue
+        if (CONF / key).is_dir():
+            for value in _values(override):
+                _check_option(key, value)
+        else:
+            _check_values(key, _types_of(key), _values(override))
+
+
+def asks_for_plan(arguments: Sequence[str]) -> bool:
+    """Say whether `plan` is set on the command line."""
+    return any(override.key_or_group == "plan" and override.value() is True for override in parse(arguments))
+
+
+def parse(arguments: Sequence[str]) -> list[Override]:
+    """Return the overrides among the arguments; none when Hydra, too, will not understand them."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import ValueType
     from hydra.errors import OverrideParseException
 
     candidates = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    if any(argument.startswith(("--config-dir", "-cd", "--config-path", "-cp")) for argument in arguments):
-        return
     try:
-        overrides = OverridesParser.create().parse_overrides(candidates)
+        return OverridesParser.create().parse_overrides(candidates)
     except OverrideParseException:
-        return
-    for override in overrides:
-        key = override.key_or_group
-        if override.is_add() or override.is_delete() or key.split(".")[0].split("/")[0] == "hydra":
-            continue
-        if (CONF / key).is_dir():
-            if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
-                continue
-            values = override.sweep_string_iterator() if override.is_discrete_sweep() else [override.value()]
-            for value in values:
-                _check_option(key, value)
-        else:
-            _check_key(key)
+        return []
+
+
+def _values(override: Override) -> list[Any]:
+    """Return the values that an override gives to its key one after the other; none where only Hydra can list them."""
+    from hydra.core.override_parser.types import ValueType
+
+    if override.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
+        return []
+    return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+
+
+def _check_installed(group: str, value: object) -> None:
+    for extra, plugins in EXTRAS.get(group, {}).items():
+        for plugin, options in plugins.items():
+            if value in options and find_spec(f"hydra_plugins.{plugin}") is None:
+                install = f"pip install --constraint constraints.txt --editable '.[{extra}]'"
+                raise ValueError(f"{group}={value}: needs the extra {extra!r}, which is not installed: {install}")
 
 
 def _check_option(group: str, value: object) -> None:
@@ -56,19 +102,43 @@ def _check_option(group: str, value: object) -> None:
         raise ValueError(_message(f"{group}={value}", "option", value, options))
 
 
-def _check_key(key: str) -> None:
+def _types_of(key: str) -> list[Any]:
+    """Return the types that a key may have, one for every schema of its group that knows it.
+
+    Raises:
+        ValueError: no schema knows it.
+    """
     first, *rest = key.split(".")
-    tops = _names(ExperimentConfig)
+    tops = get_type_hints(ExperimentConfig)
     if first not in tops:
         raise ValueError(_message(key, "key", first, [*tops, "experiment"]))
-    if first in SCHEMAS and rest:
-        allowed = sorted({name for schema in SCHEMAS[first].values() for name in _names(schema)})
-        if rest[0] not in allowed:
-            raise ValueError(_message(key, "key", rest[0], allowed))
+    types = list(SCHEMAS[first].values()) if first in SCHEMAS else [tops[first]]
+    for name in rest:
+        known = [get_type_hints(schema) for schema in types if is_dataclass(schema)]
+        if not known:  # a dictionary with keys of the user's
+            return []
+        if not any(name in hints for hints in known):
+            raise ValueError(_message(key, "key", name, sorted({name for hints in known for name in hints})))
+        types = [hints[name] for hints in known if name in hints]
+    return types
 
 
-def _names(schema: type) -> list[str]:
-    return [item.name for item in fields(schema)]
+def _check_values(key: str, types: Sequence[Any], values: Iterable[Any]) -> None:
+    """Raise for a value that an enumeration does not have, where nothing but enumerations is allowed."""
+    kinds = {kind for one in types for kind in _leaves(one)} - {type(None)}
+    if not kinds or not all(isinstance(kind, type) and issubclass(kind, Enum) for kind in kinds):
+        return
+    allowed = list(dict.fromkeys(member.name for kind in kinds for member in kind))
+    for value in values:
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str) and item not in allowed:
+                raise ValueError(_message(f"{key}={item}", "value", item, allowed))
+
+
+def _leaves(kind: Any) -> list[Any]:
+    """Return what a type is made of: the members of unions, the elements of lists."""
+    parts = get_args(kind)
+    return [leaf for part in parts for leaf in _leaves(part)] if parts else [kind]
 
 
 def _message(override: str, kind: str, wrong: str, allowed: Sequence[str]) -> str:

@@ -12,10 +12,13 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from evaluation.tracking import RunIdentity
+from evaluation.tracking import RunIdentity, single_run
 from pruning.cache import digest
 
-OUTSIDE = ("tracking", "study", "runs_dir", "cache_dir", "save_model", "force", "experiment")
+OUTSIDE = (
+    *("tracking", "study", "runs_dir", "cache_dir", "save_model", "force", "experiment"),
+    *("time_limit", "objectives", "plan"),
+)
 """Keys that decide where a run goes and is shown, not what it finds."""
 
 
@@ -42,15 +45,16 @@ def run_name(config: DictConfig, choices: Mapping[str, Any]) -> str:
 
 def describe(config: DictConfig, folder: Path) -> RunIdentity:
     """Return how the run that Hydra has just started is named and filed."""
-    own = {group: str(option) for group, option in HydraConfig.get().runtime.choices.items() if "hydra" not in group}
+    hydra = HydraConfig.get()
+    own = {group: str(option) for group, option in hydra.runtime.choices.items() if "hydra" not in group}
     return RunIdentity(
         key=run_key(config),
         name=run_name(config, own),
         study=config.study,
-        job_type="prune" if config.pruning.ratio else "baseline",
         choices=own,
         config=resolved(config),
         folder=folder,
+        overrides=single_run(hydra.overrides.task, str(hydra.mode)),
     )
 
 

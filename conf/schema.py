@@ -10,11 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from evaluation.measure import EvaluationConfig
 from evaluation.stability import StabilityConfig
-from evaluation.tracking import NoTracking, TrackingConfig, WandbTracking
+from evaluation.tracking import NoTracking, RunIdentity, TrackingConfig, WandbTracking, under_agent
+from pruning.compensation.base import Compensation, NoCompensation
+from pruning.compensation.bias import BiasCompensation
+from pruning.compensation.least_squares import LeastSquares
 from pruning.config import PruningConfig
 from pruning.importance.activation import ActivationImportance
 from pruning.importance.base import ImportanceEstimator
@@ -23,16 +28,24 @@ from pruning.importance.random import RandomImportance
 from pruning.importance.reconstruction import Reconstruction
 from pruning.importance.taylor import Taylor
 from pruning.importance.unit_mask import UnitMask
+from pruning.mixture import Mixture
 from pruning.model import ModelSource, PretrainedSource, RandomLlamaSource
 from pruning.schedule import Cubic, Exponential, Linear, OneShot, Schedule
-from pruning.text import BundledPassages, HubText, LocalText, SelfGenerated, TextSource
+from pruning.self_generated import SelfGenerated
+from pruning.text import BundledPassages, HubText, LocalText, TextSource
 from recovery.base import Recovery
 from recovery.lora import Lora
 from recovery.none import NoRecovery
 
 SCHEMAS: dict[str, dict[str, type]] = {
     "model": {"pretrained": PretrainedSource, "random_llama": RandomLlamaSource},
-    "data": {"bundled": BundledPassages, "local": LocalText, "hub": HubText, "self_generated": SelfGenerated},
+    "data": {
+        "bundled": BundledPassages,
+        "local": LocalText,
+        "hub": HubText,
+        "self_generated": SelfGenerated,
+        "mixture": Mixture,
+    },
     "importance": {
         "magnitude": Magnitude,
         "random": RandomImportance,
@@ -42,6 +55,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "reconstruction": Reconstruction,
     },
     "pruning": {"pruning": PruningConfig},
+    "compensation": {"none": NoCompensation, "bias": BiasCompensation, "least_squares": LeastSquares},
     "schedule": {"one_shot": OneShot, "linear": Linear, "cubic": Cubic, "exponential": Exponential},
     "recovery": {"none": NoRecovery, "lora": Lora},
     "evaluation": {"evaluation": EvaluationConfig},
@@ -59,6 +73,7 @@ class ExperimentConfig:
     data: TextSource = MISSING
     importance: ImportanceEstimator = MISSING
     pruning: PruningConfig = MISSING
+    compensation: Compensation = MISSING
     schedule: Schedule = MISSING
     recovery: Recovery = MISSING
     evaluation: EvaluationConfig = MISSING
@@ -71,6 +86,15 @@ class ExperimentConfig:
     cache_dir: str = "${runs_dir}/.cache"
     save_model: bool = True
     force: bool = False
+    time_limit: float | None = None
+    objectives: list[str] | None = None
+    plan: bool = False
+
+    def __post_init__(self) -> None:
+        if self.time_limit is not None and self.time_limit <= 0:
+            raise ValueError(f"time_limit={self.time_limit:g}: must be above 0 (minutes), or null for no limit")
+        if self.objectives is not None and not self.objectives:
+            raise ValueError("objectives=[]: must name metrics, or be null for the zero-shot mean after recovery")
 
 
 def register() -> None:
@@ -90,11 +114,27 @@ def typed(config: DictConfig) -> ExperimentConfig:
     """
     plain = OmegaConf.create({key: value for key, value in config.items() if key != "hydra"}, flags={"struct": True})
     assert isinstance(plain, DictConfig)
-    found = {str(name): _object(plain, str(name)) for name in plain}
+    found = {str(name): typed_value(plain, str(name)) for name in plain}
     return ExperimentConfig(**found)
 
 
-def _object(config: DictConfig, name: str) -> Any:
+def checked(config: DictConfig, who: RunIdentity) -> ExperimentConfig:
+    """Return the typed configuration. A value out of range shows in W&B too when the run is one of many."""
+    try:
+        return typed(config)
+    except ValueError:
+        if HydraConfig.get().mode is RunMode.MULTIRUN or under_agent():
+            with typed_value(config, "tracking").start(who):
+                raise
+        raise
+
+
+def typed_value(config: DictConfig, name: str) -> Any:
+    """Return one top-level value of the composed configuration, a group as the object that does the work.
+
+    Raises:
+        ValueError: a value of the group is out of range, or its option does not extend its schema.
+    """
     value = OmegaConf.to_object(config[name]) if OmegaConf.is_config(config[name]) else config[name]
     if isinstance(value, dict):
         raise ValueError(f"{name}: this option's yaml does not extend a schema; see docs/extending.md")

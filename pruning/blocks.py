@@ -1,4 +1,4 @@
-"""Documents become token blocks: what a run calibrates on, trains on, and is measured on.
+"""Documents become token blocks.
 
 Documents are always joined by a blank line, as in the papers' perplexity; no special token is put in.
 Letters: N blocks, T tokens in a block.
@@ -8,126 +8,90 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from pruning.cache import Cache
-from pruning.text import TextSource
+from transformers import PreTrainedTokenizerBase
 
 SEPARATOR = "\n\n"
 
-
-@dataclass(frozen=True)
-class RunTexts:
-    """The token blocks of one run, all drawn from its `data` source."""
-
-    calibration: torch.Tensor
-    """(calibration_samples, calibration_length), from the training documents."""
-
-    recovery: torch.Tensor
-    """(N, T) that recovery trains on; empty without recovery."""
-
-    train_slice: torch.Tensor | None
-    """The first of the recovery blocks, scored for the generalization gap; None without recovery."""
-
-    heldout: torch.Tensor | None
-    """As many blocks of the source's held-out documents."""
+CHARACTERS_PER_TOKEN = 8
+"""Characters read for each token of a calibration block: prose has 4 or 5."""
 
 
-GAP_BLOCKS = 32
-"""Blocks of training and of held-out text that the generalization gap is measured on, at most."""
-
-
-def draw_texts(
-    source: TextSource,
-    recovery_blocks: tuple[int, int],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    cache: Cache,
-    seed: int,
-) -> RunTexts:
-    """Draw everything that a run reads from its source.
-
-    Args:
-        source: the `data` option.
-        recovery_blocks: number and length of the blocks that recovery asks for; (0, 0) for none. A source that is
-            shorter is repeated.
-        model: the dense model, for a source that lets it write.
-        tokenizer: the model's.
-        cache: for a source that lets the model write.
-        seed: draws the order of the documents.
-
-    Raises:
-        ValueError: the source is too short for one block of each kind.
-    """
-    documents = source.documents(model, tokenizer, cache, seed)
-    samples, length = source.calibration_samples, source.calibration_length
-    calibration = token_blocks(
-        documents.train, tokenizer, length, samples, purpose="data.calibration_samples", seed=seed
-    )
-    count, length = recovery_blocks
-    if count == 0:
-        return RunTexts(calibration, torch.empty(0, 0, dtype=torch.long), None, None)
-    available = count_tokens(documents.train, tokenizer) // length
-    drawn = token_blocks(
-        documents.train, tokenizer, length, max(1, min(count, available)), purpose="recovery.length", seed=seed + 1
-    )
-    repeated = drawn[torch.arange(count) % len(drawn)]
-    heldout = max(1, min(GAP_BLOCKS, count_tokens(documents.heldout, tokenizer) // length))
-    return RunTexts(
-        calibration,
-        repeated,
-        drawn[:GAP_BLOCKS],
-        token_blocks(documents.heldout, tokenizer, length, heldout, purpose="held-out part of the data", seed=seed),
-    )
-
-
-def count_tokens(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the tokens of all documents, separators not counted."""
-    return sum(len(ids) for ids in tokenizer(list(documents), add_special_tokens=False)["input_ids"])
-
-
-def token_blocks(
-    documents: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    length: int,
-    count: int,
-    *,
-    purpose: str,
-    seed: int | None = None,
+def spread_blocks(
+    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, count: int, *, purpose: str, seed: int
 ) -> torch.Tensor:
-    """Join documents by blank lines and cut the tokens into `count` blocks, the tail dropped.
+    """Draw blocks that are spread evenly over all documents, reading only as much text as they need.
+
+    The documents, in an order drawn with `seed`, are joined and cut into `count` equal stretches; each gives one block, from
+    a place drawn in it, from the beginning of a word on. A text that is too short for that is cut into windows instead.
 
     Args:
-        documents: the texts; read in order, or in an order drawn with `seed`.
+        documents: the texts.
         tokenizer: used without special tokens.
         length: T, tokens in a block.
         count: N, blocks wanted.
         purpose: what asks for them; named in the error.
-        seed: draws the order of the documents when given.
+        seed: draws the order of the documents, the places and the order of the blocks.
 
     Returns:
-        Token ids, (N, T).
+        Token ids, (N, T); no token of the text is in two blocks.
 
     Raises:
         ValueError: the documents hold fewer than N x T tokens.
     """
+    draw = random.Random(seed)
+    order = draw.sample(list(documents), len(documents))
+    text = SEPARATOR.join(order)
+    reach, stretch = length * CHARACTERS_PER_TOKEN, len(text) / count
+    pieces = []
+    for index in range(count):
+        start = int(index * stretch + draw.random() * max(0, stretch - reach))
+        end = int(min(start + reach, (index + 1) * stretch))
+        pieces.append(text[text.find(" ", start, end) + 1 or start : end])
+    tokens = tokenizer(pieces, add_special_tokens=False)["input_ids"]
+    if all(len(ids) >= length for ids in tokens):
+        blocks = torch.tensor([ids[:length] for ids in tokens])
+    else:
+        blocks = evenly_spaced_windows(order, tokenizer, length, count, purpose=purpose)
+    return blocks[draw.sample(range(count), count)]
+
+
+def token_blocks(
+    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, count: int, *, purpose: str, seed: int
+) -> torch.Tensor:
+    """Join documents by blank lines and cut the tokens into blocks, the tail dropped.
+
+    Args:
+        documents: the texts, read in an order drawn with `seed`, and only until there are enough tokens.
+        tokenizer: used without special tokens.
+        length: T, tokens in a block.
+        count: N, blocks wanted.
+        purpose: what asks for them; named in the error.
+        seed: draws the order of the documents.
+
+    Returns:
+        Token ids, (N, T); fewer than N blocks where the text is shorter.
+
+    Raises:
+        ValueError: the documents hold no block of T tokens.
+    """
     order = list(documents)
-    if seed is not None:
-        random.Random(seed).shuffle(order)
+    random.Random(seed).shuffle(order)
     tokens: list[int] = []
     separator = tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]
-    for start in range(0, len(order), 256):
-        for ids in tokenizer(order[start : start + 256], add_special_tokens=False)["input_ids"]:
+    for start in range(0, len(order), 32):
+        for ids in tokenizer(order[start : start + 32], add_special_tokens=False, verbose=False)["input_ids"]:
             tokens += ids + separator
         if len(tokens) >= length * count:
-            return torch.tensor(tokens[: length * count]).view(count, length)
-    raise ValueError(
-        f"{purpose}: {count} blocks of {length} tokens need {count * length:,} tokens, but the text has only "
-        f"{len(tokens):,}: give more text, or ask for fewer or shorter blocks"
-    )
+            break
+    found = min(count, len(tokens) // length)
+    if not found:
+        raise ValueError(
+            f"{purpose}: a block of {length} tokens asked for, but the text has only {len(tokens):,} tokens: "
+            "give more text, or ask for shorter blocks"
+        )
+    return torch.tensor(tokens[: found * length]).view(found, length)
 
 
 def evenly_spaced_windows(

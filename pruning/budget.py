@@ -1,4 +1,4 @@
-"""How many parameters leave when so many units of each group leave, and how far a line of steps must be followed for that.
+"""How much leaves when so many units of each group leave, and how far a line of steps must be followed for that.
 
 Counts are by group name. A group whose units lie in runs (query heads in KV groups, channels in experts) is counted in
 units of every run that stays.
@@ -6,13 +6,13 @@ units of every run that stays.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from pruning.costs import Cost
 from pruning.steps import Step
 from pruning.units import UnitGroup, UnitSlice
 
@@ -28,23 +28,24 @@ class _Shrinking:
     """Whether every run that stays takes as much again (query heads); experts are a dimension of their own."""
 
 
-class ParameterBudget:
-    """Counts parameters of a model under pruning."""
+class Budget:
+    """Counts what a model under pruning costs, in parameters or in multiply-accumulates."""
 
-    def __init__(self, model: nn.Module, groups: Mapping[str, UnitGroup], prefix: str = "") -> None:
-        """Take the sizes of all parameters that the groups touch and whose names begin with `prefix`."""
+    def __init__(self, model: nn.Module, groups: Mapping[str, UnitGroup], costs: Mapping[str, Cost]) -> None:
+        """Take the shapes of all parameters that the groups touch and that cost something."""
         self._depth: dict[str, set[str]] = defaultdict(set)
         self._shrinking: dict[str, list[_Shrinking]] = defaultdict(list)
         for group in groups.values():
             for piece in group.slices:
-                if piece.parameter.startswith(prefix):
+                if piece.parameter in costs:
                     self._add(group, piece)
-        names = {*self._depth, *self._shrinking}
-        self._shapes = {name: tuple(model.get_parameter(name).shape) for name in sorted(names)}
-        self._total = sum(math.prod(shape) for shape in self._shapes.values())
+        names = sorted({*self._depth, *self._shrinking})
+        self._shapes = {name: tuple(model.get_parameter(name).shape) for name in names}
+        self._costs = {name: costs[name] for name in names}
+        self._total = sum(self._costs[name](shape) for name, shape in self._shapes.items())
 
     def removed(self, counts: Mapping[str, int]) -> int:
-        """Return how many parameters leave."""
+        """Return what is saved when so many units of each group leave."""
         gone = {group for group, count in counts.items() if count}
         left = 0
         for name, shape in self._shapes.items():
@@ -57,7 +58,7 @@ class ParameterBudget:
                 if part.in_runs:
                     runs = part.group.parts - counts.get(part.group.parts_of or "", 0)
                 sizes[part.dim] -= count * part.per_unit * runs
-            left += math.prod(sizes)
+            left += self._costs[name](sizes)
         return self._total - left
 
     def _add(self, group: UnitGroup, piece: UnitSlice) -> None:
@@ -68,18 +69,45 @@ class ParameterBudget:
         self._shrinking[piece.parameter].append(_Shrinking(group, piece.dims[-1], piece.indices.shape[1], in_runs))
 
 
-def follow(line: Sequence[Step], budget: ParameterBudget, fixed: Mapping[str, int], target: float) -> dict[str, int]:
-    """Follow the line of steps as far as `target` parameters; finer steps behind take up what a coarse one leaves.
+@dataclass(frozen=True)
+class Removal:
+    """What one event may remove."""
+
+    fixed: Mapping[str, int]
+    """Units that leave anyway: those of groups whose ratio is given, and those that earlier rounds chose."""
+
+    line: Sequence[Step]
+    """The steps of the others, in the order in which they leave."""
+
+    budget: Budget
+    """Counts what leaves."""
+
+    def counts(self, target: float) -> dict[str, int]:
+        """Return the counts with which what leaves in all is as near to `target` as whole units allow."""
+        return {**self.fixed, **follow(self.line, self.budget, self.fixed, target)}
+
+    @property
+    def most(self) -> dict[str, int]:
+        """Counts when all leaves that may."""
+        return {**self.fixed, **{step.group: step.after for step in self.line}}
+
+    @property
+    def finest(self) -> int:
+        """What the smallest step saves."""
+        return min((step.cost for step in self.line), default=0)
+
+
+def follow(line: Sequence[Step], budget: Budget, fixed: Mapping[str, int], target: float) -> dict[str, int]:
+    """Follow the line of steps as far as `target`; finer steps behind take up what a coarse one leaves.
 
     Args:
         line: steps in the order in which they are to be taken.
-        budget: counts parameters.
+        budget: counts what leaves.
         fixed: units that leave anyway, by group.
-        target: parameters to remove in all.
+        target: what is to leave in all, in the budget's measure.
 
     Returns:
-        Group name -> units (of every run) that leave, so that the parameters removed are as near to `target` as the steps
-        allow.
+        Group name -> units (of every run) that leave, so that what leaves is as near to `target` as the steps allow.
     """
 
     def miss(counts: Mapping[str, int]) -> float:
@@ -97,20 +125,20 @@ def follow(line: Sequence[Step], budget: ParameterBudget, fixed: Mapping[str, in
     blocked = line[low]  # take it nevertheless, and fewer of the other kinds
     coarse = {step.group: step.after for step in line[: low + 1] if step.kind is blocked.kind}
     others = [step for step in line if step.kind is not blocked.kind]
-    finest = min(step.parameters for step in line)
+    finest = min(step.cost for step in line)
     if miss(best) > finest / 2 and others:
         best = min(best, coarse | follow(others, budget, {**fixed, **coarse}, target), key=miss)
     return best
 
 
 def _fill(
-    line: Sequence[Step], budget: ParameterBudget, fixed: Mapping[str, int], counts: dict[str, int], target: float
+    line: Sequence[Step], budget: Budget, fixed: Mapping[str, int], counts: dict[str, int], target: float
 ) -> dict[str, int]:
     """Take every step that still fits, and one that does not when that comes nearer to the target."""
     removed = budget.removed({**fixed, **counts})
     over: tuple[float, dict[str, int]] = (float("inf"), counts)
     for step in line:
-        if counts.get(step.group, 0) != step.before or step.parameters >= 2 * (target - removed) + 1:
+        if counts.get(step.group, fixed.get(step.group, 0)) != step.before or step.cost >= 2 * (target - removed) + 1:
             continue
         tried = counts | {step.group: step.after}
         after = budget.removed({**fixed, **tried})

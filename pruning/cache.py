@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pruning.files import json_text, whole_folder, write_json
+from pruning.files import json_text, remove, whole_folder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ class Cache:
             if folder_is_whole(path):
                 log.debug("%s: read from the cache", kind)
                 return path
+            for leftover in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
+                remove(leftover)
             with whole_folder(path) as temporary:
                 build(temporary)
                 files = sorted(p for p in temporary.rglob("*") if p.is_file())

@@ -8,17 +8,44 @@ import torch
 
 from pruning.config import Direction
 from pruning.kinds import ATTENTION_KINDS, UnitKind
-from pruning.units import UnitGroup
+from pruning.units import PruningPlan, UnitGroup, removed_units
 
 
-def directed(scores: Mapping[str, torch.Tensor], direction: Direction, seed: int) -> dict[str, torch.Tensor]:
-    """Return scores whose lowest are the units that leave first."""
+def directed(
+    groups: Mapping[str, UnitGroup], scores: Mapping[str, torch.Tensor], direction: Direction, seed: int
+) -> dict[str, torch.Tensor]:
+    """Return scores (U,) whose lowest are the units that leave first. Random ones are drawn per parameter of the unit."""
     if direction is Direction.smallest:
         return dict(scores)
     if direction is Direction.largest:
         return {name: -values for name, values in scores.items()}
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.rand(len(values), generator=generator) for name, values in scores.items()}
+    return {
+        name: torch.rand(len(values), generator=generator) * groups[name].params_per_unit
+        for name, values in scores.items()
+    }
+
+
+def removed_counts(groups: Mapping[str, UnitGroup], plan: PruningPlan) -> dict[str, int]:
+    """Return how many units of each group leave under a plan: of every run, but for runs that leave with their owner."""
+    counts = {}
+    for name, units in removed_units(plan, groups).items():
+        group = groups[name]
+        runs = plan.kept.get(group.parts_of or "", range(group.parts))
+        run = next(iter(runs), 0)
+        counts[name] = sum(unit // group.run_length == run for unit in units)
+    return counts
+
+
+def chosen_first(
+    groups: Mapping[str, UnitGroup], scores: Mapping[str, torch.Tensor], chosen: PruningPlan
+) -> dict[str, torch.Tensor]:
+    """Return scores (U,) of which those of the units that a plan has chosen to leave are the lowest of their group."""
+    found = dict(scores)
+    for name, units in removed_units(chosen, groups).items():
+        below = torch.nextafter(scores[name].min(), torch.tensor(-torch.inf).to(scores[name]))
+        found[name] = scores[name].index_fill(0, torch.tensor(units), float(below))
+    return found
 
 
 def choose_units(

@@ -61,6 +61,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def require_free_space(folder: Path, needed: int, purpose: str) -> None:
     """Raise when the disk that holds `folder` has less than `needed` bytes free."""
     existing = folder.absolute()

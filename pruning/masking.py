@@ -6,12 +6,14 @@ a router chooses among the experts that are left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from pruning.units import Places, UnitGroup, UnitKind, from_positions, positions, removed_places
 
@@ -33,15 +35,14 @@ def masked(model: nn.Module, groups: Mapping[str, UnitGroup], removed: Mapping[s
     with ExitStack() as stack:
         norms: dict[str, torch.Tensor] = {}
         for name, places in removed_places(groups, removed).items():
+            stack.enter_context(_zeroed(model.get_parameter(name), places))
             owner = name.rpartition(".")[0]
             if "norm" in type(model.get_submodule(owner)).__name__.lower():
                 norms[owner] = places[0,]
-            elif owner not in experts:
-                stack.enter_context(_zeroed(model.get_parameter(name), places))
         for owner, gone in norms.items():
             stack.enter_context(_norm_over_rest(model.get_submodule(owner), gone))
         for owner, units in experts.items():
-            stack.enter_context(_router_without(model.get_submodule(owner), units))
+            stack.enter_context(_router_without(model.get_submodule(owner), torch.tensor(units)))
         for name in removed:
             if groups[name].kind.is_depth:
                 for piece in groups[name].slices:
@@ -68,47 +69,60 @@ def _zeroed(parameter: nn.Parameter, places: Places) -> Iterator[None]:
 @contextmanager
 def _norm_over_rest(norm: nn.Module, gone: torch.Tensor) -> Iterator[None]:
     """Have a norm see only the positions that are left; its output is zero at the others."""
-    whole = dict(norm.named_parameters(recurse=False))
-    width = len(next(iter(whole.values())))
-    kept = torch.tensor(sorted(set(range(width)) - set(gone.tolist())), device=next(iter(whole.values())).device)
+    parameters, kept = _rest(norm, gone)
+    width = len(kept) + len(gone)
+    narrow = copy.copy(norm)
+    if isinstance(narrow, nn.LayerNorm):
+        narrow.normalized_shape = (len(kept),)
 
-    def narrow(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (arguments[0][..., kept], *arguments[1:])
-
-    def widen(_: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    def forward(inputs: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        output = functional_call(_WithoutHooks(narrow), parameters(), (inputs[..., kept], *arguments))
         return output.new_zeros(*output.shape[:-1], width).index_copy(-1, kept, output)
 
-    _set_norm(norm, {name: nn.Parameter(parameter.detach()[kept]) for name, parameter in whole.items()})
-    hooks = [norm.register_forward_pre_hook(narrow), norm.register_forward_hook(widen)]
-    try:
+    with _forward_replaced(norm, forward):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        _set_norm(norm, whole)
-
-
-def _set_norm(norm: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-    for name, parameter in parameters.items():
-        setattr(norm, name, parameter)
-        if isinstance(norm, nn.LayerNorm):
-            norm.normalized_shape = tuple(parameter.shape)
 
 
 @contextmanager
-def _router_without(router: nn.Module, units: Sequence[int]) -> Iterator[None]:
+def _router_without(router: nn.Module, gone: torch.Tensor) -> Iterator[None]:
     """Have a router choose among the experts that are left; it returns (logits, weights, chosen experts)."""
-    whole = router.weight
-    assert isinstance(whole, nn.Parameter)
-    kept = torch.tensor(sorted(set(range(len(whole))) - set(units)), device=whole.device)
+    parameters, kept = _rest(router, gone)
 
-    def rename(_: nn.Module, arguments: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (*output[:2], kept[output[2]])
+    def forward(*arguments: Any) -> tuple[torch.Tensor, ...]:
+        logits, weights, chosen = functional_call(_WithoutHooks(router), parameters(), arguments)
+        return logits, weights, kept[chosen]
 
-    router.weight = nn.Parameter(whole.detach()[kept])
-    hook = router.register_forward_hook(rename)
+    with _forward_replaced(router, forward):
+        yield
+
+
+def _rest(module: nn.Module, gone: torch.Tensor) -> tuple[Callable[[], dict[str, torch.Tensor]], torch.Tensor]:
+    """Return what makes the parameters without the rows that are gone, and the rows that are left.
+
+    The module's own parameters keep their shapes: units are scored while others are masked.
+    """
+    whole = dict(module.named_parameters(recurse=False))
+    any_of_them = next(iter(whole.values()))
+    kept = torch.ones(len(any_of_them), dtype=torch.bool).index_fill(0, gone, False).nonzero().flatten()
+    kept = kept.to(any_of_them.device)
+    return lambda: {f"module.{name}": parameter[kept] for name, parameter in whole.items()}, kept
+
+
+class _WithoutHooks(nn.Module):
+    """Runs the forward of a module's class: the hooks of the module have run, or will, around the one that replaces it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *arguments: Any) -> Any:
+        return type(self.module).forward(self.module, *arguments)
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    module.forward = forward
     try:
         yield
     finally:
-        hook.remove()
-        router.weight = whole
+        del module.forward

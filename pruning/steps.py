@@ -1,6 +1,6 @@
 """The order in which units leave: every group gives its units up in steps, and an allocation puts all steps in one line.
 
-How far the line is followed is the budget's matter (allocation.py).
+How far the line is followed is the budget's matter (budget.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from pruning.config import Allocation
 from pruning.kinds import UnitKind
+from pruning.scope import Scope
 from pruning.units import UnitGroup
 
 
@@ -30,20 +32,47 @@ class Step:
     score: float
     """Sum of the scores of the units that leave in this step."""
 
-    parameters: int
-    """What the step takes away while nothing else has left."""
+    cost: int
+    """What the step saves while nothing else has left: parameters, or multiply-accumulates."""
 
 
-def group_steps(group: UnitGroup, scores: torch.Tensor, most: int, round_to: int) -> list[Step]:
+def removal_line(
+    scope: Scope, groups: Mapping[str, UnitGroup], prices: Mapping[str, torch.Tensor], unit_costs: Mapping[str, int]
+) -> list[Step]:
+    """Return the steps of all groups in the order in which they leave; one decoder layer always stays.
+
+    Args:
+        scope: says how many units may leave, and how the budget is shared out.
+        groups: the groups.
+        prices: (U,) for each group, what losing its units costs; only their order within a run matters.
+        unit_costs: for each group, what one unit of every run saves.
+    """
+    steps = {
+        name: group_steps(group, prices[name], scope.removable(group), scope.multiple(group), unit_costs[name])
+        for name, group in groups.items()
+    }
+    if scope.config.allocation is Allocation.uniform:
+        gone = {name: scope.gone(group) for name, group in groups.items()}
+        room = {name: gone[name] + scope.removable(group) for name, group in groups.items()}
+        line = uniform_order(steps, prices, room, gone)
+    else:
+        line = global_order(steps)
+    whole = [step for step in line if step.kind is UnitKind.layer]
+    if len(whole) == len(scope.present):
+        line.remove(whole[-1])
+    return line
+
+
+def group_steps(group: UnitGroup, scores: torch.Tensor, most: int, multiple: int, unit_cost: int) -> list[Step]:
     """Return the steps of one group, in the order in which it gives its units up.
 
     Args:
         group: the group.
         scores: (U,); the lowest leave first, in every run.
         most: units of every run that may leave at most.
-        round_to: what is left of MLP channels and of the hidden width is a multiple of it (for other kinds of 1).
+        multiple: what is left is a multiple of it.
+        unit_cost: what one unit of every run saves.
     """
-    multiple = multiple_of(group.kind, round_to)
     stops = [count for count in range(1, most + 1) if (group.run_length - count) % multiple == 0]
     ordered = scores.double().view(group.parts, -1).sort(dim=1).values.sum(dim=0).cumsum(dim=0)
     running = [0.0, *ordered.tolist()]
@@ -54,15 +83,10 @@ def group_steps(group: UnitGroup, scores: torch.Tensor, most: int, round_to: int
             before=before,
             after=after,
             score=running[after] - running[before],
-            parameters=(after - before) * group.parts * group.params_per_unit,
+            cost=(after - before) * unit_cost,
         )
         for before, after in zip([0, *stops], stops, strict=False)
     ]
-
-
-def multiple_of(kind: UnitKind, round_to: int) -> int:
-    """Return what the number of units that are left must be a multiple of: heads, experts and layers are few."""
-    return round_to if kind in (UnitKind.mlp_channel, UnitKind.hidden) else 1
 
 
 def uniform_order(
@@ -103,7 +127,7 @@ def uniform_order(
 
 
 def global_order(steps: Mapping[str, list[Step]]) -> list[Step]:
-    """Put the steps of all groups and kinds in one order by score per parameter; a group's own order is kept.
+    """Put the steps of all groups and kinds in one order by score per cost; a group's own order is kept.
 
     Invariant under a rescaling of all scores. Scores of different kinds must be comparable: see `importance.normalization`.
     """
@@ -111,6 +135,6 @@ def global_order(steps: Mapping[str, list[Step]]) -> list[Step]:
     for own in steps.values():
         density = -float("inf")
         for step in own:
-            density = max(density, step.score / step.parameters)
+            density = max(density, step.score / step.cost)
             line.append((density, len(line), step))
     return [step for _, _, step in sorted(line, key=lambda entry: entry[:2])]

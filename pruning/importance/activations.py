@@ -12,11 +12,11 @@ from functools import partial
 
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from pruning.importance.gradients import only_trainable, split_samples
 from pruning.importance.reduction import wider
+from pruning.progress import track
 
 
 @dataclass
@@ -72,7 +72,7 @@ def stream_input_moments(
         for reader in readers:
             handles.append(model.get_submodule(reader).register_forward_pre_hook(partial(watch, reader=reader)))
         with only_trainable(model, ()), torch.no_grad():
-            for index, batch in enumerate(tqdm(batches, desc="activations", leave=False)):
+            for index, batch in enumerate(track(batches, "activations")):
                 last = index == len(batches) - 1
                 model.base_model(input_ids=batch.to(model.device), use_cache=False)  # the head reads no units
     finally:

@@ -26,17 +26,20 @@ class Needs(Enum):
 
 
 class Normalization(Enum):
-    """What every score is divided by, so that units of different groups can be ranked together."""
+    """How scores are made comparable, so that units of different layers and kinds can be ranked together.
+
+    A ranking of all units is by score per parameter, so none of these divides by the size of the unit.
+    """
 
     none = "none"
-    """Nothing: fine when every layer loses the same share of its units."""
-
-    parameters = "parameters"
-    """The parameters that leave with the unit: a head is larger than an MLP channel, and its score is with it."""
+    """As they are: right for scores that estimate the rise in loss, and whenever every layer loses the same share."""
 
     layer = "layer"
-    """The mean score of the group: takes out that scores grow or shrink from layer to layer. Depth groups have one unit,
-    so theirs are divided by the mean over all groups of their kind."""
+    """Relative to the mean score of the group: takes out that scores grow or shrink from layer to layer. Depth groups have
+    one unit, so theirs are relative to the mean over all groups of their kind."""
+
+    zscore = "zscore"
+    """Standardised: the distance from the mean of the group in standard deviations (FLAP, An et al. 2023)."""
 
 
 class Aggregation(Enum):
@@ -60,7 +63,7 @@ class ImportanceEstimator:
 
     needs: ClassVar[Needs] = Needs.weights
     normalization: Normalization = Normalization.none
-    """none, parameters or layer. Applied to what `score` returns."""
+    """none, layer or zscore. Applied to what `score` returns."""
 
     halves: bool = True
     """Whether the halves of the calibration samples are scored apart too, at the price of a second scoring: tells how sure

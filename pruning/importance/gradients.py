@@ -14,10 +14,12 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from pruning.progress import track
 
 GradientFold = Callable[[str, torch.Tensor, torch.Tensor, float], None]
 """(parameter name, weight, gradient of a batch's loss, the batch's share of the samples); it may overwrite the gradient."""
@@ -62,7 +64,7 @@ def fold_gradients(
             for name in seen:
                 parameter = model.get_parameter(name)
                 hooks.append(parameter.register_post_accumulate_grad_hook(partial(hook, name=name)))
-            for batch in tqdm(batches, desc="gradients", leave=False):
+            for batch in track(batches, "gradients"):
                 share = len(batch) / len(samples)
                 batch_loss(model, batch).backward()
         finally:
@@ -96,6 +98,33 @@ def batch_loss(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
     ids = batch.to(model.device)
     with torch.enable_grad():
         return model(input_ids=ids, labels=ids, use_cache=False).loss
+
+
+def label_places(samples: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return where in the model's distributions the labels of samples (N, T) are drawn, (N, T - 1), whatever the batches."""
+    shape = (samples.shape[0], samples.shape[1] - 1)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def drawn_label_loss(model: PreTrainedModel, batch: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return the mean loss of token ids (B, T) on next tokens that the model itself draws, with a graph behind it.
+
+    Args:
+        model: in evaluation mode.
+        batch: token ids, (B, T).
+        places: where in the model's distribution, in [0, 1), each next token is drawn, (B, T - 1).
+    """
+    with torch.enable_grad():
+        logits = model(input_ids=batch.to(model.device), use_cache=False).logits[:, :-1]
+        labels = [draw_labels(own.detach(), place) for own, place in zip(logits, places, strict=True)]
+        return functional.cross_entropy(logits.flatten(0, 1).float(), torch.cat(labels))
+
+
+def draw_labels(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return the tokens (T,) at which the cumulative distributions of `logits` (T, V) pass `places` (T,)."""
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    drawn = torch.searchsorted(cumulative, places.to(cumulative)[:, None], right=True).squeeze(1)
+    return drawn.clamp_max(logits.shape[-1] - 1)
 
 
 @contextmanager

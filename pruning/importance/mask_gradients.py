@@ -6,19 +6,26 @@ kept that checkpointing would not compute again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from pruning.importance.gradients import batch_loss, checkpointed, only_trainable, split_samples
+from pruning.importance.gradients import (
+    batch_loss,
+    checkpointed,
+    drawn_label_loss,
+    label_places,
+    only_trainable,
+    split_samples,
+)
 from pruning.importance.readers import by_sample, input_positions
 from pruning.importance.reduction import wider
+from pruning.progress import track
 from pruning.units import UnitGroup
 
 Watch = Callable[[torch.Tensor, torch.Tensor], None]
@@ -34,6 +41,7 @@ def mask_derivatives(
     per_token: bool,
     batch_size: int | None,
     checkpointing: bool,
+    label_seed: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return the mean over samples of the derivatives of their losses by the mask of each unit, or of their squares.
 
@@ -45,6 +53,7 @@ def mask_derivatives(
         per_token: whether each token's part is squared, and the squares are added up over the tokens of a sample.
         batch_size: samples in one backward pass; None for all.
         checkpointing: whether activations are computed again in the backward pass instead of kept.
+        label_seed: draws the tokens that the losses are taken on from the model's own predictions; None for the text's.
 
     Returns:
         Group name -> (U,) float64.
@@ -55,10 +64,14 @@ def mask_derivatives(
     batches = split_samples(samples, batch_size)
     sums = {name: _Masks(group, model.device, squared=squared, per_token=per_token) for name, group in groups.items()}
     with only_trainable(model, ()), _watched(model, sums), checkpointed(model) if checkpointing else nullcontext():
-        for batch in tqdm(batches, desc="mask gradients", leave=False):
+        places = None if samples is None or label_seed is None else label_places(samples, label_seed)
+        for index, batch in enumerate(track(batches, "mask gradients")):
             for masks in sums.values():
                 masks.batch_size = len(batch)
-            batch_loss(model, batch).backward()
+            start = index * len(batches[0])
+            own = None if places is None else places[start : start + len(batch)]
+            loss = batch_loss(model, batch) if own is None else drawn_label_loss(model, batch, own)
+            loss.backward()
     total = sum(len(batch) for batch in batches)
     return {name: masks.finish(total) for name, masks in sums.items()}
 
@@ -149,6 +162,22 @@ def _watched(model: PreTrainedModel, sums: Mapping[str, _Masks]) -> Iterator[Non
                     handles.append(module.register_forward_hook(partial(_watch_output, watch)))
                 else:
                     handles.append(module.register_forward_pre_hook(partial(_watch_input, watch)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def watched_outputs(
+    model: PreTrainedModel, names: Collection[str], watch: Callable[[str, torch.Tensor, torch.Tensor], None]
+) -> Iterator[None]:
+    """Show `watch` the name, the output and the output's gradient of every module named, in each backward pass."""
+    handles = [model.get_input_embeddings().register_forward_hook(_require_grad)]
+    try:
+        for name in names:
+            hook = partial(_watch_output, partial(watch, name))
+            handles.append(model.get_submodule(name).register_forward_hook(hook))
         yield
     finally:
         for handle in handles:

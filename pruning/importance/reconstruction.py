@@ -100,7 +100,7 @@ class Reconstruction(CalibratedImportance):
 
 
 def refit_errors(weight: torch.Tensor, inverse: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Return tr(W_S [(H^-1)_SS]^-1 W_S^T) of every unit, (U,).
+    """Return tr(W_S [(H^-1)_SS]^-1 W_S^T) of every unit, (U,); NaN where H^-1 is not positive definite there.
 
     Args:
         weight: W, (outputs, I).
@@ -109,6 +109,7 @@ def refit_errors(weight: torch.Tensor, inverse: torch.Tensor, indices: torch.Ten
     """
     import torch
 
-    blocks = inverse[indices[:, :, None], indices[:, None, :]]
-    columns = weight.T[indices]
-    return (torch.linalg.solve(blocks, columns) * columns).sum(dim=(1, 2))
+    # not torch.linalg.solve: in batches of large blocks it fails with some versions of MKL
+    factors, failed = torch.linalg.cholesky_ex(inverse[indices[:, :, None], indices[:, None, :]])
+    halves = torch.linalg.solve_triangular(factors, weight.T[indices], upper=False)
+    return halves.square().sum(dim=(1, 2)).masked_fill(failed > 0, torch.nan)

@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.cache import Cache, digest
-from pruning.importance.base import ImportanceEstimator, Needs, Normalization
+from pruning.importance.base import ImportanceEstimator, Needs
+from pruning.importance.normalization import normalizers
 from pruning.model import fingerprint
 from pruning.units import UnitGroup
 
@@ -73,29 +74,17 @@ def score_units(
         "samples": digest(samples.tolist()) if needs_text else None,
     }
     found = cache.json("scores", inputs, lambda: _compute(estimator, model, groups, samples if needs_text else None))
-    units = divisors(estimator.normalization, groups, _tensors(found["values"], groups))
+    values = _tensors(found["values"], groups)
+    units = normalizers(estimator.normalization, groups, values)
     if (agreement := found["rank_agreement"]) is not None:
         log.info("scores of the two halves of the calibration samples agree in rank by %.3f", agreement)
     return UnitScores(
-        values={name: values / units[name] for name, values in _tensors(found["values"], groups).items()},
+        values={name: (values[name] - shift) / scale for name, (shift, scale) in units.items()},
         spread=None
         if found["spread"] is None
-        else {name: values / units[name] for name, values in _tensors(found["spread"], groups).items()},
+        else {name: spread / units[name][1] for name, spread in _tensors(found["spread"], groups).items()},
         rank_agreement=agreement,
     )
-
-
-def divisors(normalization: Normalization, groups: Mapping[str, UnitGroup], scores: Scores) -> dict[str, float]:
-    """Return what the scores of each group are divided by; 1 for a group whose mean is zero."""
-    if normalization is Normalization.none:
-        return dict.fromkeys(groups, 1.0)
-    if normalization is Normalization.parameters:
-        return {name: float(group.params_per_unit) for name, group in groups.items()}
-    means = {name: float(scores[name].mean()) for name in groups}
-    for kind in {group.kind for group in groups.values() if group.kind.is_depth}:
-        alike = [name for name, group in groups.items() if group.kind is kind]
-        means |= dict.fromkeys(alike, statistics.fmean(means[name] for name in alike))
-    return {name: mean or 1.0 for name, mean in means.items()}
 
 
 def half_difference(first: torch.Tensor, second: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:

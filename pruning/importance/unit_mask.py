@@ -7,6 +7,10 @@ derivative of the loss of sample j by the mask is a sum over tokens t and the un
 
     s_jt = sum_c a_jtc g_jtc,  g = derivative of the mean next-token loss of sample j
 
+The loss is taken on the text's own next tokens, or on tokens that the model draws from its predictions. With these the mean
+square is the Fisher information itself, the curvature of the change in the model's predictions; with the text's it is the
+"empirical" one, which does not approximate that (Kunstner, Balles, Hennig, NeurIPS 2019).
+
     first              | mean_j sum_t s_jt |
     fisher, sequence   mean_j (sum_t s_jt)^2
     fisher, token      mean_j sum_t s_jt^2
@@ -47,6 +51,14 @@ class MaskUnit(Enum):
     token = "token"
 
 
+class Labels(Enum):
+    """Which next tokens the loss is taken on."""
+
+    text = "text"
+    model = "model"
+    """Drawn from the model's predictions."""
+
+
 @dataclass
 class UnitMask(CalibratedImportance):
     """Estimated change of the loss when the activations of a unit are switched off."""
@@ -58,6 +70,12 @@ class UnitMask(CalibratedImportance):
 
     per: MaskUnit = MaskUnit.sequence
     """sequence or token: what is squared; no effect on the first order."""
+
+    labels: Labels = Labels.text
+    """text or model: the next tokens that the loss is taken on."""
+
+    label_seed: int = 0
+    """Draws the tokens of labels=model."""
 
     checkpointing: bool = False
     """Whether activations are computed again instead of kept: less memory, a third more time, the same scores."""
@@ -87,6 +105,7 @@ class UnitMask(CalibratedImportance):
             per_token=self.order is MaskOrder.fisher and self.per is MaskUnit.token,
             batch_size=self.batch_size,
             checkpointing=self.checkpointing,
+            label_seed=self.label_seed if self.labels is Labels.model else None,
         )
         scores = {name: values.abs().float().cpu() for name, values in sums.items()}
         check_finite(scores, model, samples)

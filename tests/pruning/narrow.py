@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from pruning.compensation.apply import compensate
+from pruning.compensation.base import Correction
 from pruning.pruned_model import SkippedSublayer
 from tests.zoo import SIZES
 
@@ -34,6 +36,14 @@ def unequal(model: PreTrainedModel) -> PreTrainedModel:
     narrow(layers[0], 2, layers[0].self_attn.num_key_value_groups, 40)
     narrow(layers[1], 2, 1, 30)
     narrow(layers[3], 1, 1, 48)
+    return model
+
+
+def with_added_biases(model: PreTrainedModel) -> PreTrainedModel:
+    """Give every attention and every MLP of a tiny model a bias at its output, as bias compensation does."""
+    outputs = [f"model.layers.{index}.{part}" for index in range(4) for part in ("self_attn.o_proj", "mlp.down_proj")]
+    generator = torch.Generator().manual_seed(0)
+    compensate(model, {name: Correction(added_bias=torch.randn(32, generator=generator)) for name in outputs})
     return model
 
 

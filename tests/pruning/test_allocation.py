@@ -1,4 +1,4 @@
-"""The budget is solved: the nearest whole units, spread evenly, and errors before any work."""
+"""What leaves where: shared out evenly or by score, by layers and ratios of their own, over several events."""
 
 from __future__ import annotations
 
@@ -6,83 +6,16 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pruning.allocation import Allocator
-from pruning.budget import ParameterBudget
 from pruning.choice import lowest_removed
-from pruning.config import Allocation, Direction, PruningConfig, RatioOf
+from pruning.config import Allocation, Direction, RatioOf
 from pruning.families import find_layout
 from pruning.grouping import find_units
 from pruning.importance.random import RandomImportance
-from pruning.layout import block_parameters
+from pruning.kinds import UnitKind as K
 from pruning.model import count_parameters
 from pruning.surgery import cut
-from pruning.units import PruningPlan, UnitKind
+from tests.pruning.allocate import NO_SAMPLES, allocator_for, config, prune
 from tests.zoo import build
-
-K = UnitKind
-
-
-def prune(model: PreTrainedModel, config: PruningConfig, *ratios: float) -> list[PruningPlan]:
-    layout = find_layout(model)
-    allocator = Allocator(config, model, layout)
-    plans = []
-    for ratio in ratios or (config.ratio,):
-        groups = allocator.touched(find_units(model, layout))
-        plan = allocator.plan(model, groups, RandomImportance().score(model, groups, None), ratio)
-        cut(model, layout, groups, plan)
-        plans.append(plan)
-    return plans
-
-
-def config(**options: object) -> PruningConfig:
-    return PruningConfig(**{"protect_first": 1, "protect_last": 1, **options})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "structures",
-    [
-        (K.kv_group, K.mlp_channel),
-        (K.kv_group, K.query_head, K.mlp_channel),
-        (K.kv_group, K.mlp_channel, K.hidden),
-        (K.layer, K.mlp_channel),
-        (K.attention_layer, K.mlp_layer, K.mlp_channel),
-    ],
-    ids=lambda kinds: "+".join(kind.name for kind in kinds),
-)
-@pytest.mark.parametrize("ratio", [0.03, 0.1, 0.28])
-@pytest.mark.parametrize("of", [RatioOf.total, RatioOf.blocks])
-@pytest.mark.parametrize("allocation", list(Allocation), ids=lambda choice: choice.name)
-def test_the_ratio_reached_is_within_half_of_the_finest_unit(
-    llama: PreTrainedModel, structures: tuple[UnitKind, ...], ratio: float, of: RatioOf, allocation: Allocation
-) -> None:
-    layout = find_layout(llama)
-    finest = max(g.params_per_unit for g in find_units(llama, layout).values() if g.kind is K.mlp_channel)
-    base = count_parameters(llama) if of is RatioOf.total else block_parameters(llama, layout)
-    before = count_parameters(llama) if of is RatioOf.total else base
-    options = {"ratio": ratio, "ratio_of": of, "structures": list(structures), "allocation": allocation}
-    (plan,) = prune(llama, config(**options))
-    after = count_parameters(llama) if of is RatioOf.total else block_parameters(llama, layout)
-    assert plan.ratio_asked == ratio
-    assert plan.ratio_reached == pytest.approx((before - after) / base)
-    assert abs(before - after - ratio * base) <= finest / 2 + 1
-
-
-@pytest.mark.parametrize("family", ["gpt2", "phi3", "bloom", "falcon_multi_query", "opt", "olmo2", "chatglm"])
-def test_the_budget_is_solved_in_every_kind_of_layout(family: str) -> None:
-    model = build(family)
-    before = count_parameters(model)
-    (plan,) = prune(model, config(ratio=0.1))
-    assert plan.ratio_reached == pytest.approx(1 - count_parameters(model) / before)
-    assert plan.ratio_reached == pytest.approx(0.1, abs=3e-3)
-
-
-def test_experts_and_their_channels_share_a_budget() -> None:
-    model = build("mixtral")
-    before = count_parameters(model)
-    (plan,) = prune(model, config(ratio=0.15, structures=[K.expert, K.mlp_channel]))
-    assert plan.ratio_reached == pytest.approx(1 - count_parameters(model) / before)
-    assert plan.ratio_reached == pytest.approx(0.15, abs=5e-3)
-    assert {name.rpartition(".")[2] for name in plan.kept} == {"experts", "expert_channels"}
 
 
 def test_protected_layers_stay_whole_and_the_others_lose_alike(llama: PreTrainedModel) -> None:
@@ -123,9 +56,11 @@ def test_a_group_may_have_a_ratio_of_its_own(llama: PreTrainedModel) -> None:
     assert groups["layers.2.attention"].num_units == 3
 
 
-@pytest.mark.parametrize("allocation", list(Allocation), ids=lambda choice: choice.name)
-def test_what_is_left_is_a_multiple_of_round_to(llama: PreTrainedModel, allocation: Allocation) -> None:
-    prune(llama, config(ratio=0.15, round_to=8, structures=[K.mlp_channel, K.hidden], allocation=allocation))
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_what_is_left_is_a_multiple_of_round_to(llama: PreTrainedModel, allocation: str) -> None:
+    prune(
+        llama, config(ratio=0.15, round_to=8, structures=[K.mlp_channel, K.hidden], allocation=Allocation[allocation])
+    )
     groups = find_units(llama, find_layout(llama))
     assert groups["hidden"].num_units % 8 == 0
     assert all(group.num_units % 8 == 0 for group in groups.values() if group.kind is K.mlp_channel)
@@ -134,22 +69,22 @@ def test_what_is_left_is_a_multiple_of_round_to(llama: PreTrainedModel, allocati
 
 def test_global_allocation_follows_the_scores_and_not_their_scale(llama: PreTrainedModel) -> None:
     layout = find_layout(llama)
-    allocator = Allocator(config(ratio=0.1, structures=[K.mlp_channel], allocation=Allocation["global"]), llama, layout)
+    allocator = allocator_for(llama, config(ratio=0.1, structures=[K.mlp_channel], allocation=Allocation["global"]))
     groups = allocator.touched(find_units(llama, layout))
     scores = RandomImportance().score(llama, groups, None)
     scores["layers.1.mlp"] *= 0.01
-    plan = allocator.plan(llama, groups, scores, 0.1)
+    plan = allocator.plan(llama, groups, scores, 0.1, NO_SAMPLES)
     assert len(plan.kept["layers.1.mlp"]) == 1  # min_units
     rescaled = {name: 1000 * values for name, values in scores.items()}
-    assert allocator.plan(llama, groups, rescaled, 0.1) == plan
+    assert allocator.plan(llama, groups, rescaled, 0.1, NO_SAMPLES) == plan
 
 
 def test_global_allocation_removes_the_lowest_scores_per_parameter(llama: PreTrainedModel) -> None:
     layout = find_layout(llama)
-    allocator = Allocator(config(ratio=0.2, allocation=Allocation["global"]), llama, layout)
+    allocator = allocator_for(llama, config(ratio=0.2, allocation=Allocation["global"]))
     groups = allocator.touched(find_units(llama, layout))
     scores = RandomImportance(seed=3).score(llama, groups, None)
-    plan = allocator.plan(llama, groups, scores, 0.2)
+    plan = allocator.plan(llama, groups, scores, 0.2, NO_SAMPLES)
     gone: list[float] = []
     left: list[float] = []
     for name, group in groups.items():
@@ -164,10 +99,10 @@ def test_the_largest_or_random_units_leave_when_asked(llama: PreTrainedModel) ->
     layout = find_layout(llama)
     kept = {}
     for direction in Direction:
-        allocator = Allocator(config(ratio=0.1, structures=[K.mlp_channel], direction=direction), llama, layout)
+        allocator = allocator_for(llama, config(ratio=0.1, structures=[K.mlp_channel], direction=direction))
         groups = allocator.touched(find_units(llama, layout))
         scores = {name: torch.arange(group.num_units).float() for name, group in groups.items()}
-        kept[direction] = allocator.plan(llama, groups, scores, 0.1).kept["layers.1.mlp"]
+        kept[direction] = allocator.plan(llama, groups, scores, 0.1, NO_SAMPLES).kept["layers.1.mlp"]
     count = len(kept[Direction.smallest])
     assert kept[Direction.smallest] == tuple(range(48 - count, 48))
     assert kept[Direction.largest] == tuple(range(count))
@@ -188,16 +123,7 @@ def test_one_decoder_layer_always_stays(llama: PreTrainedModel) -> None:
     prune(llama, config(ratio=0.75, **options))
     assert llama.config.num_hidden_layers == 1
     with pytest.raises(ValueError, match="cannot be reached"):
-        Allocator(config(ratio=0.9, **options), build("llama_gqa_tied"), find_layout(llama))
-
-
-def test_counting_is_what_cutting_removes(llama: PreTrainedModel) -> None:
-    groups = find_units(llama, find_layout(llama))
-    budget = ParameterBudget(llama, groups)
-    assert budget.removed({}) == 0
-    assert budget.removed({"layers.1.layer": 1}) == block_parameters(llama, find_layout(llama)) // 4
-    both = budget.removed({"layers.1.mlp": 3, "hidden": 2})
-    assert both == budget.removed({"layers.1.mlp": 3}) + budget.removed({"hidden": 2}) - 3 * 3 * 2
+        allocator_for(build("llama_gqa_tied"), config(ratio=0.9, **options))
 
 
 def test_later_events_are_cumulative(llama: PreTrainedModel) -> None:
@@ -220,12 +146,12 @@ def test_layer_numbers_stay_those_of_the_dense_model_when_layers_leave(llama: Pr
         "protect_last": 0,
         "ratio_of": RatioOf.blocks,
     }
-    allocator = Allocator(config(ratio=0.4, **options), llama, layout)
+    allocator = allocator_for(llama, config(ratio=0.4, **options))
     for ratio in (0.26, 0.4):
         groups = allocator.touched(find_units(llama, layout))
         scores = {name: torch.ones(group.num_units) for name, group in groups.items()}
         scores = {name: values * (0.1 if name == "layers.1.layer" else 1) for name, values in scores.items()}
-        cut(llama, layout, groups, allocator.plan(llama, groups, scores, ratio))
+        cut(llama, layout, groups, allocator.plan(llama, groups, scores, ratio, NO_SAMPLES))
     channels = {
         int(layer.input_layernorm.weight[0]) - 1: layer.mlp.up_proj.out_features for layer in llama.model.layers
     }
@@ -249,10 +175,45 @@ def test_the_lowest_scores_leave_and_ties_leave_in_order() -> None:
 
 def test_the_heads_that_leave_are_the_lowest_scored(llama: PreTrainedModel) -> None:
     layout = find_layout(llama)
-    allocator = Allocator(config(ratio=0.2), llama, layout)
+    allocator = allocator_for(llama, config(ratio=0.2))
     groups = allocator.touched(find_units(llama, layout))
     scores = {name: torch.arange(group.num_units).float().flip(0) for name, group in groups.items()}
-    plan = allocator.plan(llama, groups, scores, 0.2)
+    plan = allocator.plan(llama, groups, scores, 0.2, NO_SAMPLES)
     for name, kept in plan.kept.items():
         assert kept == tuple(range(len(kept)))
         assert len(kept) < groups[name].num_units
+
+
+def test_groups_at_their_minimum_are_told_once_a_run(llama: PreTrainedModel, caplog: pytest.LogCaptureFixture) -> None:
+    layout = find_layout(llama)
+    options = config(
+        ratio=0.2, structures=[K.mlp_channel], allocation=Allocation["global"], min_units=5, protect_last=0
+    )
+    allocator = allocator_for(llama, options)
+    for ratio in (0.1, 0.2):
+        groups = allocator.touched(find_units(llama, layout))
+        scores = {name: torch.ones(group.num_units) for name, group in groups.items()}
+        scores["layers.1.mlp"] *= 0.01
+        scores["layers.2.mlp"] *= 0.1
+        cut(llama, layout, groups, allocator.plan(llama, groups, scores, ratio, NO_SAMPLES))
+    assert [find_units(llama, layout)[f"layers.{layer}.mlp"].num_units for layer in (1, 2)] == [5, 5]
+    (record,) = [record for record in caplog.records if "fewest" in record.getMessage()]
+    assert record.getMessage() == (
+        "2 of 3 groups keep the fewest units they may (min_units=5): layers.1.mlp, layers.2.mlp"
+    )
+
+
+def test_nothing_is_told_of_groups_that_had_no_more_than_their_minimum(caplog: pytest.LogCaptureFixture) -> None:
+    prune(build("falcon_multi_query"), config(ratio=0.05))  # one KV head a layer
+    assert "held" not in caplog.text
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_keep_widths_that_their_kernels_can_run(family: str, dtype: torch.dtype, tokens: torch.Tensor) -> None:
+    model = build(family).to(dtype)
+    prune(model, config(ratio=0.23, structures=[K.mlp_channel, K.hidden]))
+    groups = find_units(model, find_layout(model))
+    alike = [groups["hidden"], *(group for name, group in groups.items() if name.endswith("expert_channels"))]
+    assert all(group.run_length % (16 // dtype.itemsize) == 0 for group in alike)
+    assert bool(model(input_ids=tokens).logits.isfinite().all())

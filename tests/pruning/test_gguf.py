@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
 from tests.pruning.gguf_files import arrays, as_transformers, assert_same, exported, field, tensors
-from tests.pruning.narrow import HEAD_DIM, narrow, skip_attention, skip_mlp, unequal
+from tests.pruning.narrow import HEAD_DIM, narrow, skip_attention, skip_mlp, unequal, with_added_biases
 from tests.zoo import PLAIN, SIZES, _make, build
 
 LLAMA3 = {
@@ -53,6 +53,15 @@ def test_unequal_widths_are_written_layer_by_layer(name: str, tmp_path: Path) ->
     assert arrays(reader) == [[2 * grouped, 2, grouped * whole, 1], [2, 2, whole, 1], [40, 30, 48, 48]]
     tied = name == "llama_gqa_tied"
     assert_same(as_transformers(tensors(reader), [0, 1, 2, 3], paired=True), model, tied)
+
+
+@pytest.mark.parametrize(("name", "architecture"), [("llama", "llama"), ("unequal", "deci"), ("qwen2", "llama")])
+def test_added_biases_are_written_where_they_are_computed(name: str, architecture: str, tmp_path: Path) -> None:
+    model = _make("Qwen2", PLAIN, num_key_value_heads=2)().eval() if name == "qwen2" else build("llama_gqa_tied")
+    with_added_biases(unequal(model) if name == "unequal" else model)
+    reader = exported(model, tmp_path)
+    assert field(reader, "general.architecture") == architecture
+    assert_same(as_transformers(tensors(reader), [0, 1, 2, 3], paired=True), model, tied=name != "qwen2")
 
 
 def test_unequal_qwen3_is_written_with_fused_heads(tmp_path: Path) -> None:
@@ -165,6 +174,7 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
     "family": (lambda: build("gemma2"), "model_type='gemma2'.*llama, mistral, qwen2, qwen3 can"),
     "untied": (lambda: unequal(build("qwen3")), "qwen3 with layers of unequal widths"),
     "scaled": (_make("Qwen3", SIZES, num_key_value_heads=4, rope_parameters=LINEAR), "scaled rotary"),
+    "added": (lambda: with_added_biases(build("qwen3")), "qwen3 with the biases that compensation=bias added"),
     "biased": (_make("Qwen3", SIZES, num_key_value_heads=4, attention_bias=True), "attention_bias=true"),
     "uneven": (with_uneven_heads, "layer 1: 3 query heads cannot share 2 KV heads"),
     "no_attention": (without_attention, "no layer of the model has attention"),

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruning.cache import Cache
 from pruning.export.gguf_file import export_gguf
 from pruning.model import PretrainedSource, byte_tokenizer
-from tests.pruning.narrow import narrow, skip_attention, skip_mlp, unequal
+from tests.pruning.narrow import narrow, skip_attention, skip_mlp, unequal, with_added_biases
 from tests.pruning.test_gguf import LINEAR, LLAMA3
 from tests.pruning.test_gguf_vocabulary import BYTE_LEVEL, TEXT, sentencepiece, trained
 from tests.zoo import PLAIN, SIZES, _make, build
@@ -95,12 +95,17 @@ CASES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama_alike": lambda: alike(build("llama_mha")),
     "llama_unequal": lambda: unequal(build("llama_gqa_tied")),
     "llama_biased_unequal": lambda: unequal(build("llama_biased")),
+    "llama_added_biases": lambda: with_added_biases(build("llama_gqa_tied")),
+    "llama_unequal_added_biases": lambda: with_added_biases(unequal(build("llama_gqa_tied"))),
     "llama_holes": lambda: with_holes(build("llama_gqa_tied")),
     "llama_without_last_layer": lambda: without_last_layer(build("llama_gqa_tied")),
     "llama3_rope": lambda: scaled(LLAMA3),
     "linear_rope_unequal": lambda: unequal(scaled(LINEAR)),
     "mistral": lambda: build("mistral"),
     "qwen2": lambda: _make("Qwen2", PLAIN, num_key_value_heads=2, initializer_range=0.2)(),
+    "qwen2_added_biases": lambda: with_added_biases(
+        _make("Qwen2", PLAIN, num_key_value_heads=2, initializer_range=0.2)()
+    ),
     "qwen2_wide": lambda: build("qwen2"),
     "qwen2_unequal": lambda: unequal(build("qwen2")),
     "qwen3": lambda: build("qwen3"),

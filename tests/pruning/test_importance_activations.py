@@ -14,7 +14,7 @@ from pruning.families import declared_layout
 from pruning.grouping import find_units
 from pruning.importance.activation import ActivationImportance, ActivationMetric
 from pruning.importance.activations import InputMoments, stream_input_moments
-from pruning.importance.reconstruction import Reconstruction
+from pruning.importance.reconstruction import Reconstruction, refit_errors
 from pruning.importance.unit_mask import MaskOrder, MaskUnit, UnitMask
 from pruning.units import UnitGroup, UnitKind
 from tests.conftest import build
@@ -164,6 +164,25 @@ def test_reconstruction_is_the_error_of_a_least_squares_refit(family: str, ridge
         for unit in range(0, group.num_units, max(1, group.num_units // 6)):
             expected = refit_error(x, w, group.slices[-1].indices[unit], penalty)
             assert float(found[name][unit]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_errors_of_large_blocks_are_solved_one_by_one() -> None:
+    """Three blocks of 192 of 576 inputs, as KV groups of a real model are."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(700, 576, generator=generator, dtype=torch.float64)
+    inverse = torch.linalg.inv(x.T @ x / len(x) + 0.01 * torch.eye(576))
+    weight = torch.randn(64, 576, generator=generator, dtype=torch.float64)
+    indices = torch.randperm(576, generator=generator).view(3, 192)
+    for unit, found in zip(indices, refit_errors(weight, inverse, indices), strict=True):
+        solved = torch.linalg.lstsq(inverse[unit][:, unit], weight[:, unit].T).solution
+        assert float(found) == pytest.approx(float((weight[:, unit].T * solved).sum()), rel=1e-9)
+
+
+def test_a_block_that_is_not_positive_definite_has_no_error() -> None:
+    inverse = torch.diag(torch.tensor([1.0, 2.0, -1.0, 4.0], dtype=torch.float64))
+    found = refit_errors(torch.ones(1, 4, dtype=torch.float64), inverse, torch.tensor([[0, 1], [2, 3]]))
+    assert found[0] == pytest.approx(1.5)
+    assert found[1].isnan()
 
 
 def test_reconstruction_needs_no_ridge_when_tokens_span_the_inputs(llama: PreTrainedModel) -> None:

@@ -13,7 +13,8 @@ from pruning.families import declared_layout
 from pruning.grouping import find_units
 from pruning.importance.base import ImportanceEstimator, Normalization
 from pruning.importance.magnitude import Magnitude
-from pruning.importance.scoring import UnitScores, divisors, rank_agreement, score_units
+from pruning.importance.normalization import normalizers
+from pruning.importance.scoring import UnitScores, rank_agreement, score_units
 from pruning.importance.taylor import Taylor, TaylorOrder
 from pruning.units import UnitGroup
 
@@ -61,7 +62,8 @@ def test_a_second_run_computes_nothing(
     monkeypatch.setattr(Taylor, "score", None)
     again = score_units(Taylor(normalization=Normalization.layer), llama, groups, tokens, cache)
     name = "layers.1.mlp"
-    assert torch.allclose(again.values[name], first.values[name] / first.values[name].mean())
+    relative = first.values[name] / first.values[name].mean()
+    assert torch.allclose(again.values[name], relative * groups[name].params_per_unit)
 
 
 def test_the_spread_and_the_agreement_come_from_the_two_halves(
@@ -110,7 +112,7 @@ def test_agreement_leaves_out_groups_that_say_nothing() -> None:
     assert rank_agreement({"flat": second["flat"]}, first) is None
 
 
-def test_normalisation_divides_scores_and_spreads(
+def test_scores_and_spreads_are_normalised_after_the_cache(
     llama: PreTrainedModel, groups: dict[str, UnitGroup], tokens: torch.Tensor, cache: Cache
 ) -> None:
     def scored(normalization: Normalization) -> UnitScores:
@@ -118,26 +120,15 @@ def test_normalisation_divides_scores_and_spreads(
 
     plain = scored(Normalization.none)
     assert plain.spread is not None
-    parameters = {
-        "layers.1.mlp": 3 * 32,
-        "layers.1.attention": 2 * 8 * 32 * 2 + 2 * 8 * 32,
-        "layers.1.query_heads": 2 * 8 * 32,
-    }
-    depth = sum(float(plain.values[f"layers.{index}.mlp_layer"]) for index in range(4)) / 4
-    means = {"layers.1.mlp": float(plain.values["layers.1.mlp"].double().mean()), "layers.3.mlp_layer": depth}
-    for normalization, expected in ((Normalization.parameters, parameters), (Normalization.layer, means)):
+    for normalization in (Normalization.layer, Normalization.zscore):
         found = scored(normalization)
         assert found.spread is not None
-        for name, divisor in expected.items():
-            assert torch.allclose(found.values[name], plain.values[name] / divisor)
-            assert torch.allclose(found.spread[name], plain.spread[name] / divisor)
+        for name, (shift, scale) in normalizers(normalization, groups, plain.values).items():
+            assert scale != 1
+            assert torch.allclose(found.values[name], (plain.values[name] - shift) / scale)
+            assert torch.allclose(found.spread[name], plain.spread[name] / scale)
         assert found.rank_agreement == plain.rank_agreement
     assert entries(cache) == 1
-
-
-def test_a_group_of_zeros_is_not_divided_by_zero(groups: dict[str, UnitGroup]) -> None:
-    zeros = {name: torch.zeros(group.num_units) for name, group in groups.items()}
-    assert set(divisors(Normalization.layer, groups, zeros).values()) == {1.0}
 
 
 def test_how_sure_the_scores_are_is_told_in_figures() -> None:

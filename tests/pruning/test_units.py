@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pruning.budget import ParameterBudget
+from pruning.budget import Budget
+from pruning.costs import parameter_costs
 from pruning.families import declared_layout
 from pruning.grouping import find_units
 from pruning.layout import DecoderLayout, block_parameters, layer_widths
@@ -45,7 +46,7 @@ def test_cut_gives_the_logits_of_masked_and_counts_what_it_removes(
             expected = model(tokens).logits
         assert fingerprint(model) == before
         counts = {name: len(units) // groups[name].parts for name, units in removed.items()}
-        counted = ParameterBudget(model, groups).removed(counts)
+        counted = Budget(model, groups, parameter_costs(model)).removed(counts)
         sizes = count_parameters(model)
         cut(model, layout, groups, plan)
         assert torch.allclose(model(tokens).logits, expected, atol=2e-5)

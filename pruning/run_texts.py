@@ -1,0 +1,135 @@
+"""What a run calibrates on, trains on, and measures the generalization gap on: blocks drawn from its `data` source.
+
+From a mixture, blocks are drawn in proportion to the weights of its parts. Letters: N blocks, T tokens in a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from pruning.blocks import spread_blocks, token_blocks
+from pruning.documents import Documents
+
+
+@dataclass(frozen=True)
+class RunTexts:
+    """The token blocks of one run, all drawn from its `data` source."""
+
+    calibration: torch.Tensor
+    """(calibration_samples, calibration_length), from the training documents."""
+
+    compensation: torch.Tensor
+    """(N, T) that compensation takes moments on, from the training documents; empty without compensation."""
+
+    recovery: torch.Tensor
+    """(N, T) that recovery trains on; empty without recovery."""
+
+    train_slice: torch.Tensor | None
+    """The first of the distinct recovery blocks, scored for the generalization gap; None without recovery."""
+
+    heldout: torch.Tensor | None
+    """As many blocks of the source's held-out documents."""
+
+
+GAP_BLOCKS = 32
+"""Blocks of training and of held-out text that the generalization gap is measured on, at most."""
+
+
+def draw_texts(
+    parts: Sequence[Documents],
+    blocks: Mapping[str, tuple[int, int]],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> RunTexts:
+    """Draw everything that a run reads from its source.
+
+    Args:
+        parts: the documents of the `data` option; blocks are drawn from each in proportion to its weight.
+        blocks: number and length (N, T) of the blocks that each use asks for, (0, 0) for none: `calibration` for
+            importance, `compensation`, and `recovery`, for which a part that is shorter is repeated.
+        tokenizer: the model's.
+        seed: draws the order of the documents, and the places of the calibration blocks.
+
+    Raises:
+        ValueError: a part is too short for what is drawn from it, or so light that no calibration block is.
+    """
+    check_weights(parts, blocks["calibration"][0])
+    calibration = spread_over(parts, blocks["calibration"], tokenizer, seed, "data.calibration_samples")
+    compensation = spread_over(parts, blocks["compensation"], tokenizer, seed, "compensation.samples")
+    count, length = blocks["recovery"]
+    if count == 0:
+        return RunTexts(calibration, compensation, torch.empty(0, 0, dtype=torch.long), None, None)
+
+    def draw_recovery(part: Documents, count: int) -> torch.Tensor:
+        purpose = f"recovery.length={length}, from {part.key}"
+        blocks = token_blocks(part.train, tokenizer, length, count, purpose=purpose, seed=seed + 1)
+        return blocks[torch.arange(count) % len(blocks)]
+
+    def draw_heldout(part: Documents, count: int) -> torch.Tensor:
+        purpose = f"recovery.length={length}, from the held-out part of {part.key}"
+        return token_blocks(part.heldout, tokenizer, length, count, purpose=purpose, seed=seed)
+
+    recovery = mixed_blocks(parts, count, draw_recovery)
+    distinct = list(dict.fromkeys(map(tuple, recovery.tolist())))[:GAP_BLOCKS]
+    return RunTexts(
+        calibration, compensation, recovery, torch.tensor(distinct), mixed_blocks(parts, GAP_BLOCKS, draw_heldout)
+    )
+
+
+def spread_over(
+    parts: Sequence[Documents], size: tuple[int, int], tokenizer: PreTrainedTokenizerBase, seed: int, key: str
+) -> torch.Tensor:
+    """Return blocks (N, T) spread over all documents of all parts; `key` asks for them. Empty where none are asked for."""
+    samples, length = size
+    if samples == 0:
+        return torch.empty(0, 0, dtype=torch.long)
+
+    def draw(part: Documents, count: int) -> torch.Tensor:
+        purpose = f"{key}={samples}, of which {count} from {part.key}"
+        return spread_blocks(part.train, tokenizer, length, count, purpose=purpose, seed=seed)
+
+    return mixed_blocks(parts, samples, draw)
+
+
+def check_weights(parts: Sequence[Documents], samples: int) -> None:
+    """Raise where a part of a mixture is so light that none of the calibration samples comes from it."""
+    order = interleave([part.weight for part in parts], samples)
+    for index, part in enumerate(parts):
+        if index not in order:
+            raise ValueError(
+                f"{part.key}.weight={part.weight:g}: none of data.calibration_samples={samples} comes from this part: "
+                "give it more weight, ask for more samples, or leave it out"
+            )
+
+
+def mixed_blocks(
+    parts: Sequence[Documents], count: int, draw: Callable[[Documents, int], torch.Tensor]
+) -> torch.Tensor:
+    """Return `count` blocks (N, T), drawn from each part in proportion to its weight and interleaved.
+
+    Every beginning of the result, and so both of its halves, is mixed in proportion. It ends early where `draw` gives fewer
+    blocks of a part than asked for.
+    """
+    order = interleave([part.weight for part in parts], count)
+    drawn = {index: iter(draw(parts[index], order.count(index))) for index in set(order)}
+    blocks = []
+    for index in order:
+        if (block := next(drawn[index], None)) is None:
+            break
+        blocks.append(block)
+    return torch.stack(blocks)
+
+
+def interleave(weights: Sequence[float], count: int) -> list[int]:
+    """Return which of the weighted parts each of `count` blocks comes from: always the one that is furthest behind."""
+    total, given = sum(weights), [0] * len(weights)
+    order = []
+    for drawn in range(1, count + 1):
+        behind = [weight / total * drawn - had for weight, had in zip(weights, given, strict=True)]
+        order.append(behind.index(max(behind)))
+        given[order[-1]] += 1
+    return order

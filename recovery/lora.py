@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning.progress import loop
 from recovery.base import Log, Recovery, RecoveryReport
 
 if TYPE_CHECKING:
@@ -112,7 +113,13 @@ class Lora(Recovery):
             log({"recovery/step": done + step, "recovery/loss": loss})
 
         def train(folder: Path) -> None:
-            self._train(model, own, steps, seed, folder, log_step)
+            with loop("training", steps) as step_over:
+
+                def log_live(step: int, loss: float) -> None:
+                    log_step(step, loss)
+                    step_over()
+
+                self._train(model, own, steps, seed, folder, log_live)
             trained_now.append(folder)
 
         folder = cache.folder("adapters", inputs, train)
@@ -176,8 +183,6 @@ class Lora(Recovery):
         torch.cuda.empty_cache()
 
     def _arguments(self, folder: Path, steps: int, seed: int, device: str) -> Any:
-        import sys
-
         from transformers import TrainingArguments
 
         return TrainingArguments(
@@ -198,7 +203,7 @@ class Lora(Recovery):
             use_cpu=device == "cpu",
             dataloader_pin_memory=device != "cpu",
             remove_unused_columns=False,
-            disable_tqdm=not sys.stderr.isatty(),
+            disable_tqdm=True,  # the run's own display shows the steps
         )
 
 

@@ -12,18 +12,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from evaluation.perplexity import score_text
 from evaluation.zeroshot import SEVEN, ZeroShot, main_metric
 from pruning.allocation import Allocator
-from pruning.blocks import draw_texts, evenly_spaced_windows
+from pruning.blocks import evenly_spaced_windows
 from pruning.cache import Cache
 from pruning.checkpoint import load_checkpoint, save_checkpoint
 from pruning.config import PruningConfig
+from pruning.documents import read_corpus
 from pruning.families import find_layout
 from pruning.grouping import find_units
 from pruning.importance.base import ImportanceEstimator
 from pruning.importance.magnitude import Magnitude
 from pruning.importance.taylor import Taylor
 from pruning.model import PretrainedSource, count_parameters, fingerprint
+from pruning.run_texts import draw_texts
 from pruning.surgery import cut
-from pruning.text import BundledPassages, read_corpus
+from pruning.text import BundledPassages
 from recovery.lora import Lora
 
 pytestmark = pytest.mark.slow
@@ -41,11 +43,11 @@ def loaded(shared: Cache) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return PretrainedSource(name="smollm2", path=GGUF).load(shared, "cpu")
 
 
-def prune(model: PreTrainedModel, estimator: ImportanceEstimator, samples: torch.Tensor) -> float:
+def prune(model: PreTrainedModel, estimator: ImportanceEstimator, samples: torch.Tensor, cache: Cache) -> float:
     layout = find_layout(model)
-    allocator = Allocator(PruningConfig(ratio=0.2), model, layout)
+    allocator = Allocator(PruningConfig(ratio=0.2), model, layout, cache)
     groups = allocator.touched(find_units(model, layout))
-    plan = allocator.plan(model, groups, estimator.score(model, groups, samples), 0.2)
+    plan = allocator.plan(model, groups, estimator.score(model, groups, samples), 0.2, samples)
     cut(model, layout, groups, plan)
     return plan.ratio_reached
 
@@ -82,11 +84,13 @@ def test_taylor_beats_magnitude_and_recovery_helps(
 ) -> None:
     dense, tokenizer = loaded
     recovery = Lora(steps=6, learning_rate=1e-3, warmup_steps=1)
-    texts = draw_texts(BundledPassages(), recovery.blocks_needed(), dense, tokenizer, shared, 0)
+    documents = BundledPassages().documents(dense, tokenizer, shared, 0)
+    blocks = {"calibration": (32, 64), "compensation": (0, 0), "recovery": recovery.blocks_needed()}
+    texts = draw_texts(documents, blocks, tokenizer, 0)
     blocks = evenly_spaced_windows(read_corpus("passages", "x"), tokenizer, 128, 16, purpose="x")
     by_magnitude, by_taylor = copy.deepcopy(dense), copy.deepcopy(dense)
     for model, estimator in ((by_magnitude, Magnitude()), (by_taylor, Taylor())):
-        assert prune(model, estimator, texts.calibration) == pytest.approx(0.2, abs=1e-4)
+        assert prune(model, estimator, texts.calibration, shared) == pytest.approx(0.2, abs=1e-4)
     losses = [score_text(model, blocks).loss for model in (dense, by_taylor, by_magnitude)]
     assert losses[0] < losses[1] < losses[2]
     recovery.recover(by_taylor, texts.recovery, part=0, parts=1, seed=0, cache=shared, log=lambda _: None)

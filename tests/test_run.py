@@ -22,6 +22,7 @@ FAST = [
     "pruning.protect_first=1",
     "pruning.protect_last=1",
     "data.calibration_samples=4",
+    "compensation.samples=4",
     "recovery.steps=2",
     "evaluation=none",
     "stability.blocks=4",
@@ -198,8 +199,8 @@ def test_the_checkpoint_has_the_weights_that_were_measured(finished: tuple[Path,
     from evaluation.perplexity import score_text
     from pruning.blocks import evenly_spaced_windows
     from pruning.checkpoint import load_checkpoint
+    from pruning.documents import read_corpus
     from pruning.model import byte_tokenizer
-    from pruning.text import read_corpus
 
     (folder,) = folders(finished[0]).values()
     model = load_checkpoint(folder / "model", torch.float32)

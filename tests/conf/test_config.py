@@ -4,6 +4,7 @@ import copy
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_type_hints
 
@@ -18,10 +19,12 @@ from conf import identity, schema
 CONF = Path(schema.__file__).parent
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 CHOSEN = [(group, option) for group, option in OPTIONS if group != "experiment"]
-EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
+SEARCH = find_spec("hydra_plugins.hydra_optuna_sweeper")
+EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment" and (SEARCH or option != "pareto")]
 NEEDED = {
     ("model", "pretrained"): ["model.path=some/model"],
     ("data", "local"): ["data.path=some.txt"],
+    ("data", "mixture"): ["+data.parts={books: {path: some.txt}}"],
 }
 
 

@@ -9,8 +9,7 @@ among the rounds, so that they cost no more than one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,15 +17,14 @@ from transformers import PreTrainedModel
 
 from pruning.allocation import Allocator, StepTooSmall
 from pruning.cache import Cache
-from pruning.compensation.apply import compensated
+from pruning.compensation.apply import compensated, pruned_for_now
 from pruning.compensation.base import Compensation, Correction
 from pruning.grouping import find_units
 from pruning.importance.base import ImportanceEstimator
 from pruning.importance.scoring import UnitScores, score_units
 from pruning.kinds import UnitKind
 from pruning.layout import DecoderLayout
-from pruning.masking import masked
-from pruning.units import PruningPlan, UnitGroup, removed_units
+from pruning.units import PruningPlan, UnitGroup
 
 
 @dataclass(frozen=True)
@@ -81,10 +79,8 @@ class Chooser:
                     raise
                 continue  # the next round takes the step
             corrections = self.compensation.corrections(model, groups, plan, self.moments, self.cache)
-        with pruned_for_now(model, groups, plan, corrections):
-            outputs = sublayer_outputs(model, self.allocator.layout)
-            corrections = self.compensation.finish(model, outputs, self.moments, corrections)
-        return scores, plan, corrections
+        outputs = sublayer_outputs(model, self.allocator.layout)
+        return scores, plan, self.compensation.finish(model, groups, plan, outputs, self.moments, corrections)
 
 
 def sublayer_outputs(model: PreTrainedModel, layout: DecoderLayout) -> list[str]:
@@ -93,15 +89,3 @@ def sublayer_outputs(model: PreTrainedModel, layout: DecoderLayout) -> list[str]
     return [
         output for group in find_units(model, layout).values() if group.kind in sublayers for output in group.readers
     ]
-
-
-@contextmanager
-def pruned_for_now(
-    model: PreTrainedModel,
-    groups: Mapping[str, UnitGroup],
-    plan: PruningPlan,
-    corrections: Mapping[str, Correction],
-) -> Iterator[None]:
-    """Let the model compute inside the block what it would after the cut; afterwards it is what it was, to the last bit."""
-    with compensated(model, corrections), masked(model, groups, removed_units(plan, groups)):
-        yield

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from pruning.compensation.base import Correction
 from pruning.layout import output_dim
+from pruning.masking import masked
+from pruning.units import PruningPlan, UnitGroup, removed_units
 
 
 @torch.no_grad()
@@ -43,6 +45,18 @@ def compensated(model: PreTrainedModel, corrections: Mapping[str, Correction]) -
             if "bias" not in state and getattr(linear, "bias", None) is not None:
                 linear.register_parameter("bias", None)
             linear.load_state_dict(state)
+
+
+@contextmanager
+def pruned_for_now(
+    model: PreTrainedModel,
+    groups: Mapping[str, UnitGroup],
+    plan: PruningPlan,
+    corrections: Mapping[str, Correction],
+) -> Iterator[None]:
+    """Let the model compute inside the block what it would after the cut; afterwards it is what it was, to the last bit."""
+    with compensated(model, corrections), masked(model, groups, removed_units(plan, groups)):
+        yield
 
 
 def _add_bias(linear: nn.Module, weight: nn.Parameter, added: torch.Tensor) -> None:

@@ -63,12 +63,20 @@ class Compensation:
         return {}
 
     def finish(
-        self, model: PreTrainedModel, outputs: Sequence[str], samples: torch.Tensor, so_far: Mapping[str, Correction]
+        self,
+        model: PreTrainedModel,
+        groups: Mapping[str, UnitGroup],
+        plan: PruningPlan,
+        outputs: Sequence[str],
+        samples: torch.Tensor,
+        so_far: Mapping[str, Correction],
     ) -> dict[str, Correction]:
         """Return the corrections of the final plan, with what can only be told once it is carried out.
 
         Args:
-            model: corrected as `so_far` says, but with the plan's units held at zero instead of cut.
+            model: before the cut; bit-identical afterwards.
+            groups: what may be cut.
+            plan: what will be cut.
             outputs: the linear maps whose outputs attention and MLPs add to the residual stream.
             samples: calibration token ids, (N, T).
             so_far: what `corrections` returned.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pruning.compensation.moments import InputMoments
-
+    from pruning.units import PruningPlan, UnitGroup
 
 TELLABLE = 1e-6
 """An input of whose mean square a smaller part cannot be told from the inputs before it is a sum of them: moments have the
@@ -54,17 +54,25 @@ class LeastSquares(CalibratedCompensation):
             )
 
     def finish(
-        self, model: PreTrainedModel, outputs: Sequence[str], samples: torch.Tensor, so_far: Mapping[str, Correction]
+        self,
+        model: PreTrainedModel,
+        groups: Mapping[str, UnitGroup],
+        plan: PruningPlan,
+        outputs: Sequence[str],
+        samples: torch.Tensor,
+        so_far: Mapping[str, Correction],
     ) -> dict[str, Correction]:
         """Return the corrections with the gains of `outputs` and of the logits in them; see the base class."""
         if not self.gains:
             return dict(so_far)
+        from pruning.compensation.apply import pruned_for_now
         from pruning.compensation.gains import final_norm, fit_gains, gained
 
         used = samples[: self.gain_samples]
         norm = final_norm(model, used[:1])
         named = [*outputs, *([] if norm is None else [norm])]
-        changes = fit_gains(model, named, used, self.gain_ridge, self.batch_size)
+        with pruned_for_now(model, groups, plan, so_far):
+            changes = fit_gains(model, named, used, self.gain_ridge, self.batch_size)
         corrected = {
             name: gained(model.get_submodule(name), so_far.get(name), change) for name, change in changes.items()
         }

@@ -9,14 +9,14 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.cache import Cache
-from pruning.compensation.apply import compensate, compensated
+from pruning.compensation.apply import compensate, compensated, pruned_for_now
 from pruning.compensation.base import Compensation, Correction, NoCompensation
 from pruning.compensation.bias import BiasCompensation
 from pruning.compensation.least_squares import LeastSquares
 from pruning.families import find_layout
 from pruning.grouping import find_units
 from pruning.model import fingerprint
-from pruning.rounds import pruned_for_now
+from pruning.rounds import sublayer_outputs
 from pruning.surgery import cut
 from pruning.units import PruningPlan
 from tests.plans import STRUCTURES, half_of, removes_something
@@ -28,6 +28,7 @@ CALIBRATED = [LeastSquares(batch_size=5), BiasCompensation(batch_size=5)]
 ALL = [NoCompensation(), *CALIBRATED]
 CASES = [
     *((LeastSquares(), structure) for structure in ("heads", "width", "depth_and_width", "mixture")),
+    (LeastSquares(gains=True, gain_samples=4), "heads"),
     *((BiasCompensation(), structure) for structure in ("heads", "query_head")),
 ]
 
@@ -48,7 +49,8 @@ def test_cut_gives_the_logits_of_masked_with_the_same_corrections(
     if not removes_something(groups, plan):
         pytest.skip("this family has nothing of the kind to remove")
     before = state_of(model)
-    corrections = compensation.corrections(model, groups, plan, TEXT, cache)
+    so_far = compensation.corrections(model, groups, plan, TEXT, cache)
+    corrections = compensation.finish(model, groups, plan, sublayer_outputs(model, layout), TEXT, so_far)
     assert state_of(model) == before
     with torch.no_grad():
         with pruned_for_now(model, groups, plan, {}):

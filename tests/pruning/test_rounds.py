@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from pruning import latency
 from pruning.allocation import Allocator
 from pruning.cache import Cache
+from pruning.compensation.apply import pruned_for_now
 from pruning.compensation.base import Compensation, NoCompensation
 from pruning.compensation.bias import BiasCompensation
 from pruning.compensation.least_squares import LeastSquares
@@ -29,7 +30,7 @@ from pruning.importance.taylor import Taylor
 from pruning.importance.unit_mask import UnitMask
 from pruning.kinds import UnitKind as K
 from pruning.masking import masked
-from pruning.rounds import Chooser, pruned_for_now
+from pruning.rounds import Chooser
 from pruning.units import PruningPlan, UnitGroup, removed_units
 from tests.plans import STRUCTURES, half_of
 from tests.pruning.allocate import config

@@ -2,7 +2,7 @@
 
     b' = b + W_P E[x_P]
 
-Source: FLAP (An et al., AAAI 2024), section 3.4.
+Source: FLAP (An et al., AAAI 2024).
 """
 
 from __future__ import annotations

@@ -84,18 +84,20 @@ class LeastSquares(CalibratedCompensation):
         Raises:
             ValueError: the second moments of the inputs that stay cannot be inverted.
         """
-        import torch
-
         stays, leaves = kept.nonzero().flatten(), (~kept).nonzero().flatten()
-        second = moments.second.to(weight.device)
-        factor = self._factor(reader, second[stays[:, None], stays].double())
-        shared = second[stays[:, None], leaves].double()
-        # two triangular solves, because cholesky_solve copies the factor
-        half_solved = torch.linalg.solve_triangular(factor, shared, upper=False)
-        taken_over = torch.linalg.solve_triangular(factor.mT, half_solved, upper=True)  # (K, P)
+        taken_over = self._taken_over(reader, moments.second.to(weight.device), stays, leaves)
         refitted = weight.clone()
         refitted[:, stays] = (weight[:, stays] + weight[:, leaves].double() @ taken_over.T).to(weight.dtype)
         return Correction(refitted)
+
+    def _taken_over(self, reader: str, second: torch.Tensor, stays: torch.Tensor, leaves: torch.Tensor) -> torch.Tensor:
+        """Return how much of each input that leaves every one that stays takes over, (H_KK + r diag(H_KK))^-1 H_KP, (K, P)."""
+        import torch
+
+        factor = self._factor(reader, second[stays[:, None], stays].double())
+        # Two triangular solves, because cholesky_solve copies the factor.
+        half_solved = torch.linalg.solve_triangular(factor, second[stays[:, None], leaves].double(), upper=False)
+        return torch.linalg.solve_triangular(factor.mT, half_solved, upper=True)
 
     def _factor(self, reader: str, system: torch.Tensor) -> torch.Tensor:
         """Return the Cholesky factor (K, K) of H_KK + r diag(H_KK), which is made in place of H_KK, float64."""

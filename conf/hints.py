@@ -113,13 +113,15 @@ def _types_of(key: str) -> list[Any]:
     if first not in tops:
         raise ValueError(_message(key, "key", first, [*tops, "experiment"]))
     types = list(SCHEMAS[first].values()) if first in SCHEMAS else [tops[first]]
+    group = first
     for name in rest:
         known = [get_type_hints(schema) for schema in types if is_dataclass(schema)]
         if not known:  # a dictionary with keys of the user's
             return []
         if not any(name in hints for hints in known):
             raise ValueError(_message(key, "key", name, sorted({name for hints in known for name in hints})))
-        types = [hints[name] for hints in known if name in hints]
+        group = f"{group}/{name}"
+        types = list(SCHEMAS.get(group, {}).values()) or [hints[name] for hints in known if name in hints]
     return types
 
 

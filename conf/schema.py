@@ -14,7 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from evaluation.measure import EvaluationConfig
+from evaluation.algorithmic_stability.config import AlgorithmicStabilityConfig, NoTwins, Twins
+from evaluation.config import EvaluationConfig
+from evaluation.flatness.config import Flatness, MeasuredFlatness, NoFlatness
 from evaluation.stability import StabilityConfig
 from evaluation.tracking import NoTracking, RunIdentity, TrackingConfig, WandbTracking, under_agent
 from pruning.compensation.base import Compensation, NoCompensation
@@ -30,12 +32,16 @@ from pruning.importance.taylor import Taylor
 from pruning.importance.unit_mask import UnitMask
 from pruning.mixture import Mixture
 from pruning.model import ModelSource, PretrainedSource, RandomLlamaSource
+from pruning.removal import Cut, GaussianNoise, UnitRemoval, Zeroing
 from pruning.schedule import Cubic, Exponential, Linear, OneShot, Schedule
 from pruning.self_generated import SelfGenerated
+from pruning.stability_target import StabilityTarget
 from pruning.text import BundledPassages, HubText, LocalText, TextSource
 from recovery.base import Recovery
+from recovery.full import FullFineTuning
 from recovery.lora import Lora
 from recovery.none import NoRecovery
+from recovery.objectives import Distillation, Objective
 
 SCHEMAS: dict[str, dict[str, type]] = {
     "model": {"pretrained": PretrainedSource, "random_llama": RandomLlamaSource},
@@ -56,10 +62,20 @@ SCHEMAS: dict[str, dict[str, type]] = {
     },
     "pruning": {"pruning": PruningConfig},
     "compensation": {"none": NoCompensation, "bias": BiasCompensation, "least_squares": LeastSquares},
-    "schedule": {"one_shot": OneShot, "linear": Linear, "cubic": Cubic, "exponential": Exponential},
-    "recovery": {"none": NoRecovery, "lora": Lora},
+    "removal": {"cut": Cut, "zeroing": Zeroing, "gaussian": GaussianNoise},
+    "schedule": {
+        "one_shot": OneShot,
+        "linear": Linear,
+        "cubic": Cubic,
+        "exponential": Exponential,
+        "stability_target": StabilityTarget,
+    },
+    "recovery": {"none": NoRecovery, "lora": Lora, "full": FullFineTuning},
+    "recovery/objective": {"language_modelling": Objective, "distillation": Distillation},
     "evaluation": {"evaluation": EvaluationConfig},
     "stability": {"stability": StabilityConfig},
+    "flatness": {"none": NoFlatness, "measured": MeasuredFlatness},
+    "algorithmic_stability": {"none": NoTwins, "twins": Twins},
     "tracking": {"none": NoTracking, "wandb": WandbTracking},
 }
 """Group -> schema name -> the class whose fields an option of that group may set. Add yours here."""
@@ -74,10 +90,13 @@ class ExperimentConfig:
     importance: ImportanceEstimator = MISSING
     pruning: PruningConfig = MISSING
     compensation: Compensation = MISSING
+    removal: UnitRemoval = MISSING
     schedule: Schedule = MISSING
     recovery: Recovery = MISSING
     evaluation: EvaluationConfig = MISSING
     stability: StabilityConfig = MISSING
+    flatness: Flatness = MISSING
+    algorithmic_stability: AlgorithmicStabilityConfig = MISSING
     tracking: TrackingConfig = MISSING
     seed: int = 0
     device: str = "auto"
@@ -103,7 +122,7 @@ def register() -> None:
     store.store(name="experiment_schema", node=ExperimentConfig)
     for group, schemas in SCHEMAS.items():
         for name, schema in schemas.items():
-            store.store(group="schema", name=f"{group}_{name}", node=schema)
+            store.store(group="schema", name=f"{group.replace('/', '_')}_{name}", node=schema)
 
 
 def typed(config: DictConfig) -> ExperimentConfig:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.contamination import MARKS, mark
 from evaluation.dashboard.runs import flat
 from evaluation.paired import CONFIDENCE, RESAMPLES, Difference, compare_stage, read_outcomes
 from evaluation.result import RunResult, finished_runs
@@ -46,6 +47,9 @@ class Comparison:
     metrics: dict[str, tuple[float | None, float | None]]
     """The metrics that differ and have no paired difference; None where a run has none."""
 
+    marks: dict[str, str]
+    """Row of a stage's table -> what stands behind its name: that its text is known to the models."""
+
 
 def compare(first: tuple[Path, RunResult], second: tuple[Path, RunResult]) -> Comparison:
     """Compare two finished runs."""
@@ -63,6 +67,9 @@ def compare(first: tuple[Path, RunResult], second: tuple[Path, RunResult]) -> Co
         configuration=differing(flat(first[1].config), flat(second[1].config)),
         stages=stages,
         metrics={name: pair for name, pair in metrics.items() if not {name, name[: name.rfind("/") + 1]} & paired},
+        marks={
+            label: text_mark(label, first[1].metrics, second[1].metrics) for table in stages.values() for label in table
+        },
     )
 
 
@@ -83,17 +90,32 @@ def metric_names(stage: str, label: str) -> list[str]:
     return [f"{stage}/ppl/{text}"] if text else [f"{stage}/zeroshot/{label.split(' ')[0]}/"]
 
 
+def text_mark(label: str, first: Mapping[str, float | None], second: Mapping[str, float | None]) -> str:
+    """Return what stands behind the name of a row, by the metrics of two runs; which of them is said where it is one."""
+    _, found, text = label.partition(", ")
+    if not found:  # a task
+        return ""
+    name = "probe" if text == "probe" else f"text/{text.rpartition('@')[0]}"
+    marks = [mark(metrics, name) for metrics in (first, second)]
+    if marks[0] == marks[1]:
+        return marks[0]
+    return "".join(words.replace(")", f" in {run})") for run, words in zip("AB", marks, strict=True))
+
+
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print the tables of one comparison."""
     console.print(f"A  {comparison.first}\nB  {comparison.second}\n", highlight=False, soft_wrap=True)
     _print_pairs("configuration", comparison.configuration, console)
     for stage, differences in comparison.stages.items():
         if any(one.difference for one in differences.values()):
-            console.print(stage_table(stage, differences))
+            console.print(stage_table(stage, differences, comparison.marks))
         else:
             console.print(f"[bold]{stage}[/]: the same on all items that both have\n", highlight=False)
         for note in item_notes(differences):
             console.print(f"{note}\n", style="yellow", highlight=False)
+    for words, meaning in MARKS.items():
+        if any(words in marked for marked in comparison.marks.values()):
+            console.print(f"{words}: {meaning}\n", style="dim", highlight=False)
     console.print(f"{NOTE}\n" if comparison.stages else "Neither a task nor a text was measured in both runs.\n")
     both = {name: pair for name, pair in comparison.metrics.items() if None not in pair}
     _print_pairs("other metrics", both, console)
@@ -101,8 +123,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(f"{alone} more metrics are in one of the runs only (--json lists them)")
 
 
-def stage_table(stage: str, differences: Mapping[str, Difference]) -> Table:
-    """Return the table of one stage."""
+def stage_table(stage: str, differences: Mapping[str, Difference], marks: Mapping[str, str]) -> Table:
+    """Return the table of one stage, its rows named with their marks."""
     from rich import box
     from rich.table import Table
 
@@ -111,10 +133,10 @@ def stage_table(stage: str, differences: Mapping[str, Difference]) -> Table:
     for column in ("A", "B", "B - A", "95% interval", "p", "items"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, one in differences.items():
-        figures = [_figure(value) for value in (one.first, one.second)]
-        signed = [_figure(value, "+") for value in (one.difference, one.low, one.high)]
+        low, high = _figure(one.low, "+"), _figure(one.high, "+")
+        figures = [_figure(one.first), _figure(one.second), _figure(one.difference, "+"), f"{low} .. {high}"]
         p_value = "" if one.p_value is None else f"{one.p_value:.3f}"
-        table.add_row(name, *figures, signed[0], f"{signed[1]} .. {signed[2]}", p_value, f"{one.shared:,}")
+        table.add_row(f"{name}{marks.get(name, '')}", *figures, p_value, f"{one.shared:,}")
     return table
 
 

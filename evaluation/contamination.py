@@ -66,7 +66,13 @@ class Nearness:
 
 
 def check_tested_texts(
-    sources: Sequence[Documents], allowed: AllowTested, texts: Mapping[str, str], probe: str, cache: Cache
+    sources: Sequence[Documents],
+    allowed: AllowTested,
+    texts: Mapping[str, str],
+    probe: str,
+    cache: Cache,
+    *,
+    out_of_domain: str | None = None,
 ) -> dict[str, float]:
     """Compare every text under test with the training documents, and refuse what was not asked for.
 
@@ -76,20 +82,28 @@ def check_tested_texts(
         texts: `evaluation.texts`: name -> bundled corpus or file.
         probe: `stability.text`: bundled corpus or file.
         cache: where overlaps are kept, which are the same for all runs of a sweep.
+        out_of_domain: `stability.out_of_domain`: bundled corpus or file, or None.
 
     Returns:
         Metrics `text/<name>/overlap`, `in_domain`, `contaminated`, and `probe/...` of the same names.
 
     Raises:
-        ValueError: a tested text is in domain or contaminated and `allowed` does not say so.
+        ValueError: a tested text is in domain or contaminated and `allowed` does not say so; the one out of domain is not.
     """
     tested = {f"text/{name}": (f"evaluation.texts.{name}", text) for name, text in texts.items()}
     tested["probe"] = ("stability.text", probe)
+    if out_of_domain is not None:
+        tested["text/out_of_domain"] = ("stability.out_of_domain", out_of_domain)
     metrics: dict[str, float] = {}
     for name, (key, text) in tested.items():
         near = nearness(read_corpus(text, key), corpora_of(text, key), sources, cache)
         require_allowed(near, allowed, f"{key}={text}")
         metrics |= {f"{name}/{measure}": value for measure, value in near.metrics().items()}
+    if metrics.get("text/out_of_domain/in_domain"):
+        raise ValueError(
+            f"stability.out_of_domain={out_of_domain}: of the same corpus as the text that calibrates and recovers the model; "
+            "give text of another corpus, or null"
+        )
     return metrics
 
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from pruning.model import count_parameters
 
 if TYPE_CHECKING:
-    from evaluation.measure import CostConfig
+    from evaluation.config import CostConfig
 
 
 def measure_cost(model: PreTrainedModel, config: CostConfig) -> dict[str, float]:

@@ -6,12 +6,14 @@ run or another, is not measured again. Speeds are always taken anew.
 
 from __future__ import annotations
 
-import logging
+import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from evaluation.stability import Probe, StabilityConfig
+from evaluation.config import EvaluationConfig
+from evaluation.probe import Probe, TaskItems
+from evaluation.stability import StabilityConfig
 from pruning.cache import Cache, digest
 
 if TYPE_CHECKING:
@@ -19,74 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from evaluation.perplexity import TextScore
-
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class CostConfig:
-    """Shapes and repetitions of the cost measurement."""
-
-    enabled: bool = True
-    macs_tokens: int = 64
-    """Tokens in the one sequence that multiply-accumulates are counted for (64 in LLM-Pruner's tables)."""
-
-    batch_size: int = 2
-    prefill_tokens: int = 128
-    decode_tokens: int = 8
-    repetitions: int = 3
-    """Timed repetitions after one that warms up; the median is reported."""
-
-    def __post_init__(self) -> None:
-        for name in ("macs_tokens", "batch_size", "prefill_tokens", "decode_tokens", "repetitions"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"evaluation.cost.{name}={value}: must be at least 1")
-
-
-@dataclass
-class EvaluationConfig:
-    """What is measured of the dense, the pruned and the recovered model."""
-
-    tasks: list[str] = field(default_factory=list)
-    """Names of lm-eval tasks; the seven of LLM-Pruner's mean and lambada_openai come with the installation."""
-
-    items: int | None = None
-    """Items scored of each task, from the first on; null for all."""
-
-    num_fewshot: int = 0
-    """Solved examples in the prompt; needs training items."""
-
-    data_dir: str | None = None
-    """A folder with <task>.jsonl files to score instead of the items that come with the installation."""
-
-    control_zeroshot: bool = True
-    """Whether the control (the unpruned model given the same recovery) is scored on the tasks too."""
-
-    texts: dict[str, str] = field(default_factory=dict)
-    """Perplexity corpora: name -> bundled corpus (passages, wikipedia), .txt or .jsonl file."""
-
-    windows: list[int] = field(default_factory=lambda: [128])
-    """Window lengths of perplexity, in tokens."""
-
-    text_tokens: int | None = 8192
-    """Tokens read of each corpus at each window length, spread evenly over it; null for the whole corpus."""
-
-    batch_size: int = 8
-    """Blocks of text in one forward pass."""
-
-    cost: CostConfig = field(default_factory=CostConfig)
-
-    def __post_init__(self) -> None:
-        for name, low in (("items", 1), ("text_tokens", 2), ("batch_size", 1), ("num_fewshot", 0)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"evaluation.{name}={value}: must be at least {low}")
-        if any(window < 2 for window in self.windows):
-            raise ValueError(f"evaluation.windows={self.windows}: every window must be at least 2 tokens")
-        if self.texts and self.text_tokens is not None and self.text_tokens < max(self.windows, default=0):
-            raise ValueError(
-                f"evaluation.text_tokens={self.text_tokens}: must be at least the largest window ({max(self.windows)})"
-            )
 
 
 class Evaluator:
@@ -106,9 +40,9 @@ class Evaluator:
         self.tokenizer = tokenizer
         self.cache = cache
         self.tasks = ZeroShot(config.tasks, config.items, config.num_fewshot, config.data_dir, cache)
-        self.probe_blocks = self._windows(stability.text, stability.length, stability.blocks, "stability.text")
+        self.probe_blocks = self.windows(stability.text, stability.length, stability.blocks, "stability.text")
         self.text_blocks = {
-            f"{name}@{window}": self._windows(
+            f"{name}@{window}": self.windows(
                 source, window, config.text_tokens and config.text_tokens // window, f"evaluation.texts.{name}"
             )
             for name, source in config.texts.items()
@@ -121,7 +55,12 @@ class Evaluator:
         """Return a view of the model as it is now; it must not be used after the model has changed."""
         return Snapshot(self, model)
 
-    def _windows(self, source: str, length: int, count: int | None, key: str) -> torch.Tensor:
+    def before_cut(self, model: PreTrainedModel) -> Snapshot:
+        """Return a view of the model; of a copy of it where `stability.kl` will run it again after the cut."""
+        return Snapshot(self, copy.deepcopy(model) if self.stability.kl else model)
+
+    def windows(self, source: str, length: int, count: int | None, key: str) -> torch.Tensor:
+        """Return windows (N, T) spread evenly over a bundled corpus or a file, which `key` asks for."""
         from pruning.blocks import evenly_spaced_windows
         from pruning.documents import read_corpus
 
@@ -158,16 +97,33 @@ class Snapshot:
 
     def probe(self) -> Probe:
         """Measure what the stability metric is made of; the zero-shot mean only where that is switched on."""
-        text = self.text(self.evaluator.probe_blocks)
-        zeroshot = self.evaluator.stability.zeroshot
-        return Probe(text, self.zeroshot_metrics().get("zeroshot/mean") if zeroshot else None)
+        return self._probe(self.evaluator.stability.zeroshot)
+
+    def _probe(self, zeroshot: bool) -> Probe:
+        items = mean_items(self.zeroshot()) if zeroshot else None
+        return Probe(self.text(self.evaluator.probe_blocks), items or None, self.fingerprint)
+
+    def divergence_from(self, before: Snapshot) -> list[float] | None:
+        """Return the KL divergence from the model before the cut on every block of the probe, nats per token, (N,).
+
+        None without `stability.kl`.
+        """
+        from evaluation.perplexity import token_divergence
+
+        evaluator = self.evaluator
+        if not evaluator.stability.kl:
+            return None
+        blocks, size = evaluator.probe_blocks, evaluator.config.batch_size
+        models = [before.fingerprint, self.fingerprint]
+        inputs = {"models": models, "blocks": digest(blocks.tolist()), "batch_size": size}
+        return evaluator.cache.json(
+            "divergence", inputs, lambda: token_divergence(before.model, self.model, blocks, size)
+        )
 
     def measure_control(self) -> tuple[dict[str, float], Probe]:
         """Return what is measured of the control under names without a stage, and its probe."""
         zeroshot = self.evaluator.config.control_zeroshot
-        text = self.text(self.evaluator.probe_blocks)
-        metrics = self.zeroshot_metrics() if zeroshot else {}
-        probe = Probe(text, metrics.get("zeroshot/mean"))
+        metrics, probe = self.zeroshot_metrics() if zeroshot else {}, self._probe(zeroshot)
         measured = {f"probe/{name}": value for name, value in probe.measures().items() if name != "zeroshot"}
         return metrics | measured, probe
 
@@ -197,6 +153,17 @@ class Snapshot:
 
         scores = self.zeroshot()
         return zeroshot_metrics(scores, dense=next(iter(self.evaluator.scored.values())))
+
+
+def mean_items(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskItems]:
+    """Return the items of the tasks that enter the zero-shot mean, by the metric they enter it with."""
+    from evaluation.zeroshot import SEVEN, main_metric
+
+    return {
+        task: TaskItems([item[main_metric(task, item)] for item in score["outcomes"]], score["metrics"]["chance"])
+        for task, score in scores.items()
+        if task in SEVEN
+    }
 
 
 def staged(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:

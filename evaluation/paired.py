@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.statistics import bootstrap_interval, sign_test
+from evaluation.statistics import percentile_interval, resampled_means, sign_test
 from evaluation.zeroshot import SEVEN, main_metric
 
 CONFIDENCE = 0.95
@@ -89,9 +89,7 @@ def _difference(tasks: Sequence[tuple[Outcomes, Outcomes]], p_value: float | Non
     ]
     low, high = math.nan, math.nan
     if all(differences):
-        low, high = bootstrap_interval(
-            differences, _mean_of_means, paired=False, confidence=CONFIDENCE, resamples=RESAMPLES
-        )
+        low, high = percentile_interval(resampled_means([differences], RESAMPLES)[0], CONFIDENCE)
     means = [
         _mean([_mean([task[run][item] for item in items]) for items, task in zip(shared, tasks, strict=True)])
         for run in (0, 1)
@@ -111,10 +109,6 @@ def _difference(tasks: Sequence[tuple[Outcomes, Outcomes]], p_value: float | Non
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
-
-
-def _mean_of_means(*samples: Any, axis: int = -1) -> Any:
-    return sum(sample.mean(axis=axis) for sample in samples) / len(samples)
 
 
 def _items(outcomes: Sequence[Mapping[str, Any]], metric: str) -> Outcomes:

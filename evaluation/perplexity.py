@@ -66,3 +66,30 @@ def score_text(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int = 8
     if not all(map(math.isfinite, loss_sums)):
         raise RuntimeError("the model's loss on text is not finite: its weights or activations overflow in this dtype")
     return TextScore(loss_sums, correct, blocks.shape[1] - 1)
+
+
+def token_divergence(
+    before: PreTrainedModel, after: PreTrainedModel, blocks: torch.Tensor, batch_size: int = 8
+) -> list[float]:
+    """Return KL(p_before || p_after) = sum over the vocabulary of p_before (log p_before - log p_after), nats per token.
+
+    Args:
+        before: whose predictions are taken for true.
+        after: with the same vocabulary.
+        blocks: token ids, (N, T); predictions of every token but each block's first count, as in `score_text`.
+        batch_size: blocks in one forward pass; their log-probabilities under both models, (blocks, T - 1, V) in float32, are
+            what is held at a time.
+
+    Returns:
+        Means over the tokens of each block, (N,).
+    """
+    found: list[float] = []
+    with torch.inference_mode():
+        for batch in track(blocks.split(batch_size), "divergence"):
+            ids = batch.to(before.device)
+            p, q = (
+                model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+                for model in (before, after)
+            )
+            found += (p.exp() * (p - q)).sum(-1).mean(dim=1, dtype=torch.float64).tolist()
+    return found

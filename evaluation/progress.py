@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,9 @@ def run_display(folder: Path, alone: bool) -> Iterator[None]:
         folder: of the run.
         alone: whether no other run prints to the same terminal.
     """
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console(stderr=True)
+    console = terminal()
     if not (alone and console.is_terminal):
         yield
         return
@@ -45,6 +45,14 @@ def run_display(folder: Path, alone: bool) -> Iterator[None]:
         shown_on(display),
     ):
         yield
+
+
+@cache
+def terminal() -> Console:
+    """Return the console of this process's terminal: what is shown there at the same time stands one below the other."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 def expected_seconds(folder: Path) -> dict[str, float]:

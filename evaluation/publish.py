@@ -2,8 +2,8 @@
 
     WANDB_MODE=online python -m evaluation.publish runs/<study> ...
 
-A run is sent from its `result.json`: summary, events, tables, files. What W&B has of it is replaced. The curve of the
-recovery is only sent while a run is being made.
+A run is sent from its `result.json`: summary, events, trajectory, tables, files. What W&B has of it is replaced. The curve of
+the training loss is only sent while a run is being made.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def republish(result: RunResult, folder: Path, tracking: TrackingConfig) -> None
     with tracking.start(identity_of(result, folder)) as tracker:
         for event in [] if known else result.events:
             tracker.log(event)
+        for point in [] if known else result.trajectory:
+            tracker.log({f"recovery/{name}": value for name, value in point.items()})
         publish(result, folder, tracker)
 
 

@@ -58,6 +58,7 @@ def print_report(result: RunResult) -> None:
     from rich.table import Table
 
     console = Console(width=None if Console().is_terminal else 100)
+    console.begin_capture()  # a display may stand for stdout, which consoles would write past
     parts = [part for part in report_rows(result.metrics) if part]
     stages = [stage for stage in STAGES if any(stage in row.cells for part in parts for row in part)]
     table = Table(title=result.name, box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True, pad_edge=False)
@@ -77,30 +78,30 @@ def print_report(result: RunResult) -> None:
     for label, value, note in fact_rows(result.metrics):
         facts.add_row(label, value, note)
     console.print(facts)
+    print(console.end_capture(), end="")
 
 
 FACTS = (
     ("removed, asked", "pruned/ratio_asked", "{:.2%}", ""),
     ("removed, reached", "pruned/ratio_reached", "{:.2%}", "nearest that whole units allow"),
-    (
-        "scores, agreement of halves",
-        "pruned/scores/rank_agreement",
-        "{:.3f}",
-        "rank correlation of two calibration draws",
-    ),
+    ("scores, agreement of halves", "pruned/scores/rank_agreement", "{:.3f}", "of two calibration draws, in rank"),
     ("instability, token accuracy", "stability/instability_mean/tok_acc", "{:.1%}", "drop at the cut"),
-    ("  its interval, low", "stability/instability/tok_acc_low", "{:.1%}", "paired bootstrap over blocks"),
-    ("  its interval, high", "stability/instability/tok_acc_high", "{:.1%}", ""),
+    ("  its interval, low", "stability/instability_mean/tok_acc_low", "{:.1%}", "paired bootstrap over blocks"),
+    ("  its interval, high", "stability/instability_mean/tok_acc_high", "{:.1%}", ""),
     ("stability, token accuracy", "stability/pct_mean/tok_acc", "{:.1f} %", "retained at the cut"),
     ("instability, loss", "stability/instability_mean/loss", "{:+.3f}", "nats per token"),
     ("instability, zero-shot mean", "stability/instability_mean/zeroshot", "{:.1%}", ""),
+    ("predictions moved, KL", "stability/instability_mean/kl", "{:.4f}", "nats per token, at the cut"),
     ("recovered, token accuracy", "stability/recovered_frac/tok_acc", "{:.1%}", "of the drop"),
     ("recovered, loss", "stability/recovered_frac/loss", "{:.1%}", "of the rise"),
+    ("retained, token accuracy", "generalization/retained/tok_acc", "{:.1%}", "of the dense model, in the end"),
     ("generalization gain, token accuracy", "generalization/gain/tok_acc", "{:+.4f}", "over the control"),
     ("generalization gain, loss", "generalization/gain/loss", "{:+.3f}", "nats per token; above 0 = better"),
     ("generalization gain, zero-shot mean", "generalization/gain/zeroshot", "{:+.3f}", ""),
+    ("gain over random pruning, loss", "generalization/gain_match/loss", "{:+.3f}", "same ratio and recovery"),
     ("generalization gap, loss", "generalization/gap/loss", "{:+.3f}", "held-out minus training text"),
     ("  its standard error", "generalization/gap/loss_stderr", "{:.3f}", ""),
+    ("  out of domain, loss", "generalization/gap_out_of_domain/loss", "{:+.3f}", "text of another corpus"),
 )
 """What stands below the main table: label, metric, form, how to read it."""
 

@@ -8,7 +8,7 @@ import platform
 import resource
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,9 @@ class RunResult:
     environment: dict[str, Any]
     timings: dict[str, float]
     """Stage -> seconds."""
+
+    trajectory: list[dict[str, float]] = field(default_factory=list)
+    """Scores of the watched texts in the course of the recovery, by `step`; empty in results from before there were any."""
 
     status: str = "done"
     schema: int = SCHEMA

@@ -33,7 +33,10 @@ class RunFolder:
         self.path = path
         self.timings: dict[str, float] = {}
         self._stage: str | None = None
-        self._events: list[dict[str, float]] = []
+        self.events: list[dict[str, float]] = []
+        """Of this attempt, one row each, in order."""
+
+        self._notes: list[str] = []
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
 
     @property
@@ -100,10 +103,14 @@ class RunFolder:
         self.timings[name] = round(time.perf_counter() - start, 3)
         log.info("%s: %.1f s", name, self.timings[name])
 
+    def note(self, text: str) -> None:
+        """Say in `status.json`, from the next stage on, what a reader of the figures must know."""
+        self._notes.append(text)
+
     def add_event(self, metrics: dict[str, float]) -> None:
         """Append one pruning event to `events.jsonl`."""
-        self._events.append(metrics)
-        write_text(self.path / "events.jsonl", "".join(json_text(event) + "\n" for event in self._events))
+        self.events.append(metrics)
+        write_text(self.path / "events.jsonl", "".join(json_text(event) + "\n" for event in self.events))
 
     def keep_outcomes(self, stage: str, outcomes: dict[str, dict[str, Any]]) -> None:
         """Write what was found item by item to `zeroshot/<task>.json` and `texts/<name>.json`, beside other stages'."""
@@ -143,6 +150,7 @@ class RunFolder:
             "state": state,
             "stage": self._stage,
             "error": error,
+            "notes": self._notes,
             "process": os.getpid(),
             "started": self._started,
             "updated": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -13,6 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+TAGGED = ("importance", "pruning", "schedule", "recovery")
+"""Groups whose chosen option becomes a tag, behind the model's name."""
+
 
 @dataclass(frozen=True)
 class RunIdentity:
@@ -33,6 +36,11 @@ class RunIdentity:
     def job_type(self) -> str:
         """Return baseline (nothing is cut) or prune."""
         return "prune" if self.config["pruning"]["ratio"] else "baseline"
+
+    @property
+    def labels(self) -> list[str]:
+        """Return what the run is found by: the model's name and what was chosen."""
+        return [str(self.config["model"]["name"]), *(self.choices[group] for group in TAGGED)]
 
     @property
     def command(self) -> str:
@@ -64,6 +72,9 @@ class Tracker:
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a table."""
+
+    def image(self, name: str, path: Path) -> None:
+        """Log a picture."""
 
     def artifact(self, name: str, kind: str, path: Path) -> None:
         """Log a file or a folder."""

@@ -20,9 +20,6 @@ from pruning.files import write_text
 
 log = logging.getLogger(__name__)
 
-TAGGED = ("importance", "pruning", "schedule", "recovery")
-"""Groups whose chosen option becomes a tag, behind the model's name."""
-
 STEPS = {"event/*": "event/index", "recovery/*": "recovery/step"}
 """Curves -> what they are drawn over."""
 
@@ -114,6 +111,12 @@ class WandbTracker(Tracker):
 
         self._send(lambda: self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])}))
 
+    def image(self, name: str, path: Path) -> None:
+        """Log a picture."""
+        import wandb
+
+        self._send(lambda: self._run.log({name: wandb.Image(str(path))}))
+
     def artifact(self, name: str, kind: str, path: Path) -> None:
         """Log a file or a folder; a model only where `log_model` asks for it."""
         import wandb
@@ -141,9 +144,8 @@ class WandbTracker(Tracker):
 
 
 def tags(identity: RunIdentity, config: WandbTracking) -> list[str]:
-    """Return the model, what was chosen, and the user's tags, each once and as long as W&B takes them."""
-    chosen = [str(identity.config["model"]["name"]), *(identity.choices[group] for group in TAGGED)]
-    return list(dict.fromkeys(tag[:TAG_LENGTH] for tag in (*chosen, *config.tags)))
+    """Return the labels of a run and the user's tags, each once and as long as W&B takes them."""
+    return list(dict.fromkeys(tag[:TAG_LENGTH] for tag in (*identity.labels, *config.tags)))
 
 
 def wandb_run_id(identity: RunIdentity) -> str | None:

@@ -54,7 +54,8 @@ class StudyLauncher(Launcher):
         waiting = [index for index in range(len(jobs)) if index not in returned]
         waiting.sort(key=lambda index: (jobs[index].folder / "status.json").exists())
         if waiting:
-            launched = self.launcher.launch([job_overrides[index] for index in waiting], initial_job_idx)
+            with sweep.display(self.config.hydra.runtime.choices["hydra/launcher"]):
+                launched = self.launcher.launch([job_overrides[index] for index in waiting], initial_job_idx)
             returned |= dict(zip(waiting, launched, strict=True))
         return [returned[index] for index in range(len(jobs))]
 

@@ -79,6 +79,9 @@ class Allocator:
         self.time_left = 1.0
         """Fraction of the dense model's prefill time that the plans so far leave, for ratio_of=latency."""
 
+        self.finest = 0.0
+        """Fraction of the dense model that the smallest step takes; 0 where units or time are counted."""
+
         if config.ratio:
             self._check_reachable(model, self.touched(groups))
 
@@ -115,7 +118,7 @@ class Allocator:
         if not any(counts.values()):
             raise StepTooSmall(
                 f"pruning.ratio={self.config.ratio}: the step to {ratio:.4f} is smaller than one unit; "
-                "use fewer schedule.events, a larger ratio, or a smaller pruning.round_to"
+                "use fewer schedule.events (or a larger schedule.smallest_step), a larger ratio, or a smaller pruning.round_to"
             )
         if ratio == self.config.ratio:
             self._tell_held(groups, counts)
@@ -232,7 +235,7 @@ class Allocator:
         ratio, of = self.config.ratio, self.config.ratio_of
         least = removal.budget.removed(removal.fixed) / self.dense.base
         most = removal.budget.removed(removal.most) / self.dense.base
-        finest = removal.finest / self.dense.base
+        self.finest = finest = removal.finest / self.dense.base
         if not max(least, finest) - finest / 2 <= ratio <= most:
             raise ValueError(
                 f"pruning.ratio={ratio} (of {of.name}): cannot be reached here. With whole units, "

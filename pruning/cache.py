@@ -74,6 +74,13 @@ class Cache:
                 write_json(temporary / MANIFEST, sums)
         return path
 
+    def unfinished(self, kind: str, inputs: dict[str, Any]) -> Path:
+        """Return where work on a folder's contents may be kept while it lasts, to go on from after a kill.
+
+        Only what `build` does is alone there. Who calls `folder` removes it afterwards.
+        """
+        return self._place(kind, inputs).with_suffix(".unfinished")
+
     def _place(self, kind: str, inputs: dict[str, Any]) -> Path:
         versions = {name: version(name) for name in LIBRARIES}
         folder = self.root / kind

@@ -7,8 +7,9 @@ name (`hub:<name>`), a bundled one as `bundled:<name>`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,25 @@ from pruning.bundled import boolq_passages, half_of_passages
 from pruning.cache import file_digest
 
 FORMATS = (".txt", ".jsonl")
+
+
+class TooLong(Enum):
+    """What becomes of an example that is longer than a row."""
+
+    cut = "cut"
+    drop = "drop"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What documents begin with that is read but not learnt, and how they become rows of tokens."""
+
+    texts: Mapping[str, str]
+    """Document -> its beginning."""
+
+    too_long: TooLong
+    pack: bool
+    """Whether several examples go into one row."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +52,9 @@ class Documents:
 
     weight: float = 1.0
     """Tokens drawn from it, relative to the other sources of a mixture."""
+
+    prompts: Prompts | None = None
+    """Given where documents are examples to train on one by one; recovery learns what follows each prompt."""
 
 
 def split_documents(documents: Sequence[str], heldout_fraction: float, corpora: Iterable[str] = ()) -> Documents:

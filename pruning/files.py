@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,17 +15,22 @@ from typing import Any
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that a reader sees the old file or the new one, never a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = beside(path)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def beside(path: Path) -> Path:
+    """Return a free name beside `path`, in a folder that is there. Unlike `tempfile`'s, what is made of it has usual rights."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -49,11 +54,15 @@ def _finite(value: Any) -> Any:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that replaces `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = beside(path)
+    temporary.mkdir()
+    usual = (
+        temporary.stat().st_mode & 0o666
+    )  # of a file that this process makes; safetensors lets nobody else read its own
     try:
         yield temporary
-        temporary.chmod(0o755)
+        for file in (found for found in temporary.rglob("*") if found.is_file()):
+            file.chmod(file.stat().st_mode | usual)
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)

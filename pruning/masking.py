@@ -1,5 +1,7 @@
 """Holding units at zero for as long as a block of code runs: what cutting them must be equal to.
 
+`masked` sets weights to zero; `silenced` does the same to a model that is being trained, by hooks.
+
 A norm over units (the hidden width; OLMo 2's query and key norms) takes its statistics over the units that are left, and
 a router chooses among the experts that are left.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,14 +36,10 @@ def masked(model: nn.Module, groups: Mapping[str, UnitGroup], removed: Mapping[s
         if groups[name].kind is UnitKind.expert
     }
     with ExitStack() as stack:
-        norms: dict[str, torch.Tensor] = {}
-        for name, places in removed_places(groups, removed).items():
+        by_parameter = removed_places(groups, removed)
+        for name, places in by_parameter.items():
             stack.enter_context(_zeroed(model.get_parameter(name), places))
-            owner = name.rpartition(".")[0]
-            if "norm" in type(model.get_submodule(owner)).__name__.lower():
-                norms[owner] = places[0,]
-        for owner, gone in norms.items():
-            stack.enter_context(_norm_over_rest(model.get_submodule(owner), gone))
+        stack.enter_context(_norms_over_rest(model, by_parameter))
         for owner, units in experts.items():
             stack.enter_context(_router_without(model.get_submodule(owner), torch.tensor(units)))
         for name in removed:
@@ -49,6 +48,38 @@ def masked(model: nn.Module, groups: Mapping[str, UnitGroup], removed: Mapping[s
                     parameter = model.get_parameter(piece.parameter)
                     stack.enter_context(_zeroed(parameter, {(0,): torch.arange(parameter.shape[0])}))
         yield
+
+
+@contextmanager
+def silenced(model: nn.Module, groups: Mapping[str, UnitGroup], removed: Mapping[str, Sequence[int]]) -> Iterator[None]:
+    """Let the given units hand on zero inside the block, which the model may be trained in.
+
+    The model computes what it does when they are `masked`, but their weights stay as they are: no gradient reaches them, nor
+    what an adapter adds to them. Every unit must have readers.
+
+    Args:
+        model: in place.
+        groups: the model's groups.
+        removed: group name -> units.
+    """
+    with ExitStack() as stack:
+        by_parameter = removed_places(groups, removed)
+        stack.enter_context(_norms_over_rest(model, by_parameter))
+        for name in removed:
+            for reader in groups[name].readers:
+                module = model.get_submodule(reader)
+                if groups[name].kind.is_depth:
+                    hook = module.register_forward_hook(lambda _, inputs, output: torch.zeros_like(output))
+                else:
+                    gone = torch.cat(list(by_parameter[f"{reader}.weight"].values()))
+                    hook = module.register_forward_pre_hook(partial(_without_inputs, gone))
+                stack.callback(hook.remove)
+        yield
+
+
+def _without_inputs(gone: torch.Tensor, _: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    inputs, *others = arguments
+    return inputs.index_fill(-1, gone.to(inputs.device), 0), *others
 
 
 @contextmanager
@@ -64,6 +95,20 @@ def _zeroed(parameter: nn.Parameter, places: Places) -> Iterator[None]:
     finally:
         with torch.no_grad():
             parameter.copy_(saved)
+
+
+@contextmanager
+def _norms_over_rest(model: nn.Module, by_parameter: Mapping[str, Places]) -> Iterator[None]:
+    """Have every norm that loses positions see only those that are left."""
+    with ExitStack() as stack:
+        norms = {
+            name.rpartition(".")[0]: places[0,]
+            for name, places in by_parameter.items()
+            if "norm" in type(model.get_submodule(name.rpartition(".")[0])).__name__.lower()
+        }
+        for owner, gone in norms.items():
+            stack.enter_context(_norm_over_rest(model.get_submodule(owner), gone))
+        yield
 
 
 @contextmanager

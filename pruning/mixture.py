@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from pruning.cache import Cache
-from pruning.documents import Documents
+from pruning.documents import Documents, TooLong
+from pruning.instructions import Form, Instructions
 from pruning.self_generated import FirstToken, SelfGenerated
 from pruning.text import BundledPassages, HubText, LocalText, TextSource
 
@@ -25,6 +26,7 @@ class PartSource(Enum):
     hub = "hub"
     bundled = "bundled"
     self_generated = "self_generated"
+    instructions = "instructions"
 
 
 SOURCES: dict[PartSource, type[TextSource]] = {
@@ -32,6 +34,7 @@ SOURCES: dict[PartSource, type[TextSource]] = {
     PartSource.hub: HubText,
     PartSource.bundled: BundledPassages,
     PartSource.self_generated: SelfGenerated,
+    PartSource.instructions: Instructions,
 }
 
 
@@ -54,6 +57,9 @@ class MixturePart:
     first_token: FirstToken | None = None
     temperature: float | None = None
     batch_size: int | None = None
+    form: Form | None = None
+    too_long: TooLong | None = None
+    pack: bool | None = None
 
     def text_source(self, key: str) -> TextSource:
         """Return the source with the keys that were given; `key` is where the part stands in the configuration.
@@ -94,20 +100,36 @@ class Mixture(TextSource):
                 "data.parts={}: name at least one part, e.g. "
                 "'+data.parts={books: {path: books.jsonl}, web: {path: web.jsonl, weight: 2}}'"
             )
-        for name, part in self.parts.items():
-            part.text_source(f"data.parts.{name}")
+        check_parts(self.parts, "data.parts")
 
     def documents(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache, seed: int
     ) -> list[Documents]:
         """Return the documents of every part, by name: like a run's key, they do not depend on the order they were given in."""
-        found = []
-        for name, part in sorted(self.parts.items()):
-            key = f"data.parts.{name}"
-            with errors_naming(key):
-                (documents,) = part.text_source(key).documents(model, tokenizer, cache, seed)
-            found.append(replace(documents, key=key, weight=part.weight))
-        return found
+        return part_documents(self.parts, "data.parts", model, tokenizer, cache, seed)
+
+
+def check_parts(parts: Mapping[str, MixturePart], key: str) -> None:
+    """Raise for what is wrong with the parts that stand under `key` in the configuration, before anything is read."""
+    for name, part in parts.items():
+        part.text_source(f"{key}.{name}")
+
+
+def part_documents(
+    parts: Mapping[str, MixturePart],
+    key: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Cache,
+    seed: int,
+) -> list[Documents]:
+    """Return the documents of the parts that stand under `key` in the configuration, by name."""
+    found = []
+    for name, part in sorted(parts.items()):
+        with errors_naming(f"{key}.{name}"):
+            (documents,) = part.text_source(f"{key}.{name}").documents(model, tokenizer, cache, seed)
+        found.append(replace(documents, key=f"{key}.{name}", weight=part.weight))
+    return found
 
 
 @contextmanager

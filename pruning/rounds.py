@@ -9,13 +9,13 @@ among the rounds, so that they cost no more than one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
-from pruning.allocation import Allocator, StepTooSmall
+from pruning.allocation import NOTHING, Allocator, StepTooSmall
 from pruning.cache import Cache
 from pruning.compensation.apply import compensated, pruned_for_now
 from pruning.compensation.base import Compensation, Correction
@@ -49,7 +49,12 @@ class Chooser:
             )
 
     def choose(
-        self, model: PreTrainedModel, groups: Mapping[str, UnitGroup], before: float, ratio: float
+        self,
+        model: PreTrainedModel,
+        groups: Mapping[str, UnitGroup],
+        before: float,
+        ratio: float,
+        chosen: PruningPlan = NOTHING,
     ) -> tuple[UnitScores, PruningPlan, dict[str, Correction]]:
         """Return the last round's scores, the plan, and the corrections that go with it; the model is bit-identical afterwards.
 
@@ -58,12 +63,13 @@ class Chooser:
             groups: its groups that may be cut.
             before: cumulative ratio of the event before.
             ratio: cumulative ratio to reach.
+            chosen: units that are in the model again and leave in any case.
 
         Raises:
             ValueError: no whole unit fits into a round, or the moments cannot be used.
         """
         rounds = self.allocator.config.rounds
-        plan, corrections = PruningPlan({}, before, before), dict[str, Correction]()
+        plan, corrections = chosen, dict[str, Correction]()
         for index, samples in enumerate(self.calibration.tensor_split(rounds), start=1):
             is_last = index == rounds
             # an allocator takes every plan to be carried out
@@ -81,6 +87,25 @@ class Chooser:
             corrections = self.compensation.corrections(model, groups, plan, self.moments, self.cache)
         outputs = sublayer_outputs(model, self.allocator.layout)
         return scores, plan, self.compensation.finish(model, groups, plan, outputs, self.moments, corrections)
+
+    def for_trial(self) -> Chooser:
+        """Return a chooser whose plans are not taken to be carried out."""
+        return replace(self, allocator=copy.deepcopy(self.allocator))
+
+    def tried(
+        self, model: PreTrainedModel, groups: Mapping[str, UnitGroup], before: float, measure: Callable[[], float]
+    ) -> Callable[[float], float]:
+        """Return what tells `measure()` while the model is as an event to a given cumulative ratio would leave it.
+
+        Nothing is cut: what would leave is held at zero and compensated, and undone again.
+        """
+
+        def at(ratio: float) -> float:
+            _, plan, corrections = self.for_trial().choose(model, groups, before, ratio)
+            with pruned_for_now(model, groups, plan, corrections):
+                return measure()
+
+        return at
 
 
 def sublayer_outputs(model: PreTrainedModel, layout: DecoderLayout) -> list[str]:

@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from pruning.blocks import spread_blocks, token_blocks
 from pruning.documents import Documents
+from pruning.examples import example_rows
+from pruning.packing import as_blocks, as_rows
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,16 @@ class RunTexts:
     """(N, T) that compensation takes moments on, from the training documents; empty without compensation."""
 
     recovery: torch.Tensor
-    """(N, T) that recovery trains on; empty without recovery."""
+    """(N, T) that recovery trains on, or rows (N, 3, T) (`pruning.packing`) where a part has prompts; empty without any."""
 
     train_slice: torch.Tensor | None
-    """The first of the distinct recovery blocks, scored for the generalization gap; None without recovery."""
+    """(N, T), the first of the distinct recovery blocks, scored for the generalization gap; None without recovery."""
 
     heldout: torch.Tensor | None
     """As many blocks of the source's held-out documents."""
+
+    validation: torch.Tensor
+    """More blocks of these, by which a recovery may end early; empty where it does not."""
 
 
 GAP_BLOCKS = 32
@@ -44,15 +49,17 @@ def draw_texts(
     blocks: Mapping[str, tuple[int, int]],
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
+    recovery_parts: Sequence[Documents] = (),
 ) -> RunTexts:
     """Draw everything that a run reads from its source.
 
     Args:
         parts: the documents of the `data` option; blocks are drawn from each in proportion to its weight.
         blocks: number and length (N, T) of the blocks that each use asks for, (0, 0) for none: `calibration` for
-            importance, `compensation`, and `recovery`, for which a part that is shorter is repeated.
+            importance, `compensation`, and `recovery`, for which a part that is shorter is repeated, with `validation`.
         tokenizer: the model's.
         seed: draws the order of the documents, and the places of the calibration blocks.
+        recovery_parts: the documents of `recovery.data`; without any, recovery reads `parts`.
 
     Raises:
         ValueError: a part is too short for what is drawn from it, or so light that no calibration block is.
@@ -62,22 +69,59 @@ def draw_texts(
     compensation = spread_over(parts, blocks["compensation"], tokenizer, seed, "compensation.samples")
     count, length = blocks["recovery"]
     if count == 0:
-        return RunTexts(calibration, compensation, torch.empty(0, 0, dtype=torch.long), None, None)
+        nothing = torch.empty(0, 0, dtype=torch.long)
+        return RunTexts(calibration, compensation, nothing, None, None, nothing)
 
     def draw_recovery(part: Documents, count: int) -> torch.Tensor:
-        purpose = f"recovery.length={length}, from {part.key}"
-        blocks = token_blocks(part.train, tokenizer, length, count, purpose=purpose, seed=seed + 1)
+        blocks = training_blocks(part, part.train, tokenizer, (count, length), seed + 1, "")
         return blocks[torch.arange(count) % len(blocks)]
 
     def draw_heldout(part: Documents, count: int) -> torch.Tensor:
-        purpose = f"recovery.length={length}, from the held-out part of {part.key}"
-        return token_blocks(part.heldout, tokenizer, length, count, purpose=purpose, seed=seed)
+        blocks = as_blocks(
+            training_blocks(part, part.heldout, tokenizer, (count, length), seed, "the held-out part of ")
+        )
+        if not len(blocks):
+            raise ValueError(
+                f"recovery.length={length}: the held-out part of {part.key} is shorter; hold out more of it"
+            )
+        return blocks
 
-    recovery = mixed_blocks(parts, count, draw_recovery)
-    distinct = list(dict.fromkeys(map(tuple, recovery.tolist())))[:GAP_BLOCKS]
-    return RunTexts(
-        calibration, compensation, recovery, torch.tensor(distinct), mixed_blocks(parts, GAP_BLOCKS, draw_heldout)
-    )
+    sources = recovery_parts or parts
+    recovery = mixed_blocks(sources, count, draw_recovery)
+    train_slice = torch.tensor(list(dict.fromkeys(map(tuple, as_blocks(recovery).tolist())))[:GAP_BLOCKS])
+    validations, _ = blocks.get("validation", (0, 0))
+    heldout = mixed_blocks(sources, GAP_BLOCKS + validations, draw_heldout)
+    if validations and len(heldout) <= GAP_BLOCKS:
+        raise ValueError(
+            f"recovery.patience: no block is left to validate on: the held-out text has only {len(heldout)} blocks of "
+            f"recovery.length={length}, and {GAP_BLOCKS} are measured on; give more text, or recovery.patience=null"
+        )
+    return RunTexts(calibration, compensation, recovery, train_slice, heldout[:GAP_BLOCKS], heldout[GAP_BLOCKS:])
+
+
+def training_blocks(
+    part: Documents,
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    size: tuple[int, int],
+    seed: int,
+    prefix: str,
+) -> torch.Tensor:
+    """Return at most N blocks (N, T) of some documents of a part, or rows (N, 3, T) of examples where it has prompts.
+
+    Args:
+        part: where the documents are from.
+        documents: its training documents, or those held out.
+        tokenizer: used without special tokens: a document has its own.
+        size: N and T.
+        seed: draws the order of the documents.
+        prefix: what stands before the part's key in errors.
+    """
+    count, length = size
+    purpose = f"recovery.length={length}, from {prefix}{part.key}"
+    if part.prompts is None:
+        return token_blocks(documents, tokenizer, length, count, purpose=purpose, seed=seed)
+    return example_rows(documents, part.prompts, tokenizer, length, count, purpose=purpose, seed=seed)
 
 
 def spread_over(
@@ -121,6 +165,8 @@ def mixed_blocks(
         if (block := next(drawn[index], None)) is None:
             break
         blocks.append(block)
+    if any(block.dim() == 2 for block in blocks):
+        blocks = [as_rows(block[None])[0] if block.dim() == 1 else block for block in blocks]
     return torch.stack(blocks)
 
 

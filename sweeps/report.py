@@ -12,7 +12,7 @@ from evaluation.dashboard import write_dashboard
 from evaluation.dashboard.runs import RunRecord, find_runs, flat, read_run
 from sweeps.estimate import duration, seconds_left, seconds_taken
 from sweeps.jobs import Job, labels
-from sweeps.tables import Row, counts, errors, plan_table, results_table
+from sweeps.tables import Row, counts, errors, notes, plan_table, results_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +27,7 @@ def print_results(jobs: Sequence[Job]) -> bool:
         Whether every run is done.
     """
     rows = _rows(jobs)
-    _print(results_table(rows), ["", *errors(rows), counts(rows)])
+    _print(results_table(rows), ["", *notes(rows), *errors(rows), counts(rows)])
     for study in sorted({job.folder.parent for job in jobs}):
         try:
             print(f"dashboard: {write_dashboard(study)}")

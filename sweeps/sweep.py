@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,13 @@ class SweepCallback(Callback):
 def note(jobs: Sequence[Job]) -> None:
     """Remember jobs for the end of the sweep."""
     _jobs.extend(jobs)
+
+
+def display(launcher: str) -> AbstractContextManager[None]:
+    """Return a context that shows the noted jobs while the launcher of that name runs them."""
+    from sweeps.live import sweep_display
+
+    return sweep_display(_jobs, in_this_process=launcher == "basic")
 
 
 def done_before(job: Job) -> JobReturn | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from evaluation.contamination import MARKS, mark
 from evaluation.dashboard.runs import RunRecord
 from sweeps.estimate import duration, seconds_taken
 
@@ -47,8 +48,8 @@ def results_table(rows: Sequence[Row]) -> Table:
     """Return one line a run, with the figures of the pruned and the recovered model."""
     from rich.markup import escape
 
-    figures = [figure for figure in FIGURES if any(_metric(row.run, figure[1]) for row in rows)][:2]
-    table = _table("state", "run", "removed", *(title for title, _, _ in figures), "time")
+    figures = shown_figures(rows)
+    table = _table("state", "run", "removed", *(heading(rows, *figure[:2]) for figure in figures), "time")
     for row in rows:
         reached = row.run.metrics.get("pruned/ratio_reached")
         cells = [_pair(row.run, name, form) for _, name, form in figures]
@@ -56,6 +57,46 @@ def results_table(rows: Sequence[Row]) -> Table:
         time = "" if row.run.state != "done" else duration(seconds_taken(row.run))
         table.add_row(row.run.state, escape(row.label), removed, *cells, time)
     return table
+
+
+def live_table(rows: Sequence[Row]) -> Table:
+    """Return one line a run that shows how far it is."""
+    from rich.markup import escape
+
+    figures = shown_figures(rows)
+    headings = [heading(rows, *figure[:2]) for figure in figures]
+    table = _table("state", "run", "ratio", "estimator", *headings, "time")
+    table.columns[1].no_wrap = True  # as many lines as rows
+    for row in rows:
+        run = row.run
+        stage = run.stage if run.state == "running" else None
+        cells = [_pair(run, name, form) for _, name, form in figures]
+        forms = {"done": "{}", "running": "{} left", "pending": "about {}", "stopped": "about {}"}
+        time = "" if row.seconds is None else forms.get(run.state, "").format(duration(row.seconds))
+        what = " · ".join(filter(None, (row.label, stage)))
+        ratio = f"{run.config['pruning.ratio']:g}"
+        table.add_row(run.state, escape(what), ratio, run.choices["importance"], *cells, time)
+    return table
+
+
+def shown_figures(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """Return the first two of FIGURES that any run has."""
+    return [figure for figure in FIGURES if any(_metric(row.run, figure[1]) for row in rows)][:2]
+
+
+def heading(rows: Sequence[Row], title: str, name: str) -> str:
+    """Return the heading of a figure. A text that any of the runs is in domain or contaminated with is marked so."""
+    measured = next(filter(None, (_metric(row.run, name) for row in rows)), "")
+    text = measured.partition("/ppl/")[2].rpartition("@")[0]
+    kind = f"text/{text}" if text else "probe" if "/probe/" in measured else ""
+    known = {metric: value for row in rows for metric, value in row.run.metrics.items() if value}
+    return f"{title}{mark(known, kind)}".replace(" (", "\n(")
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Return what the marks in the headings mean."""
+    shown = " ".join(heading(rows, *figure[:2]) for figure in shown_figures(rows))
+    return [f"{words}: {meaning}" for words, meaning in MARKS.items() if f"({words})" in shown]
 
 
 def plan_table(rows: Sequence[Row]) -> Table:
@@ -85,7 +126,7 @@ def _table(*titles: str) -> Table:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in titles:
-        left = title in ("state", "run")
+        left = title in ("state", "run", "estimator")
         table.add_column(title, justify="left" if left else "right", no_wrap=title != "run", overflow="fold")
     return table
 

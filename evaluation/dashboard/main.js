@@ -26,12 +26,16 @@ function placeSections() {
   document.querySelector("nav").append(...links);
 }
 
-/** Settled when all charts show what was chosen last. */
+/** Settled when all charts that can be seen show what was chosen last. */
 let drawing = Promise.resolve();
 let turn = 0;
 
+/** How far from what is seen a chart is drawn ahead. */
+const AHEAD = "100px";
+
 function draw() {
-  drawing = drawCharts(beginTurn());
+  const mine = beginTurn();
+  drawing = placedCharts().length ? new Promise((resolve) => drawNear(mine, resolve)) : Promise.resolve();
 }
 
 /** Bring everything but the charts up to date, and stop the drawing that goes on. */
@@ -39,17 +43,36 @@ function beginTurn() {
   themeColours.clear();
   applyFilters();
   drawTable();
+  stopDrawing();
   turn += 1;
   return turn;
 }
 
-/** Draw one chart after the other, so that the page answers in between; a newer turn takes over. */
-async function drawCharts(mine) {
-  for (const chart of placedCharts()) {
-    await new Promise((resume) => setTimeout(resume));
-    if (mine !== turn) return;
-    await drawChart(chart);
-  }
+/** Plotly, the largest part of the page, stands at its end: the table is there before it is read. */
+const library = new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve));
+
+/** Settles the drawing that goes on. */
+let stopDrawing = () => {};
+
+/** Draw the charts that can be seen, one after the other so that the page answers in between, and others when they can. */
+function drawNear(mine, seen) {
+  const charts = new Map(placedCharts().map((chart) => [chart.place.closest("section"), chart]));
+  const drawSeen = async (entries, observer) => {
+    await library;
+    for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
+      await new Promise((resume) => setTimeout(resume));
+      if (mine !== turn) break;
+      observer.unobserve(target);
+      await drawChart(charts.get(target));
+    }
+    seen();
+  };
+  const near = new IntersectionObserver(drawSeen, { rootMargin: AHEAD });
+  stopDrawing = () => {
+    near.disconnect();
+    seen();
+  };
+  charts.forEach((_, section) => near.observe(section));
 }
 
 const placedCharts = () => CHARTS.filter((chart) => chart.place);

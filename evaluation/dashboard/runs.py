@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,15 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
 
 def read_run(folder: Path) -> RunRecord:
     """Return what the folder of a run shows."""
+    found = read_state(folder)
+    if found.state == "done":
+        return found
+    config = flat(_read_yaml(folder / ".hydra" / "config.yaml"))
+    return replace(found, choices=_choices(folder), config=config, log=_tail(folder / "run.log"))
+
+
+def read_state(folder: Path) -> RunRecord:
+    """Return what the folder of a run shows soon: of an unfinished one neither its options nor its log."""
     status = _read_json(folder / "status.json")
     about: dict[str, Any] = {"folder": str(folder), "started": status.get("started"), "updated": status.get("updated")}
     result = RunResult.read(folder / "result.json")
@@ -72,8 +81,7 @@ def read_run(folder: Path) -> RunRecord:
         known |= {"environment": result.environment, "timings": result.timings, "config": flat(result.config)}
         return RunRecord(**about, **known, state="done")
     about |= {"name": folder.resolve().name, "study": folder.resolve().parent.name}
-    about |= {"choices": _choices(folder), "config": flat(_read_yaml(folder / ".hydra" / "config.yaml"))}
-    about |= {"stage": status.get("stage"), "error": status.get("error"), "log": _tail(folder / "run.log")}
+    about |= {"stage": status.get("stage"), "error": status.get("error")}
     if (folder / "result.json").exists():
         about["error"] = _why_unreadable(folder / "result.json")
         return RunRecord(**about, state="unreadable")

@@ -52,10 +52,24 @@ function partialCorrelation(xs, ys, zs) {
   return rest > 1e-12 ? (xy - xz * yz) / Math.sqrt(rest) : NaN;
 }
 
-/** 95 % interval of Pearson's r over n pairs by Fisher's z = atanh(r), whose standard error is 1 / sqrt(n - 3). */
-function fisherInterval(r, n) {
-  const half = 1.959964 / Math.sqrt(n - 3);
+/**
+ * 95 % interval of Pearson's r over n pairs by Fisher's z = atanh(r), whose standard error is 1 / sqrt(n - held - 3) when
+ * `held` independent figures were held constant; NaN where nothing is left.
+ */
+function fisherInterval(r, n, held = 0) {
+  const half = 1.959964 / Math.sqrt(n - held - 3);
+  if (!(n - held - 3 > 0)) return [NaN, NaN];
   return [Math.tanh(Math.atanh(r) - half), Math.tanh(Math.atanh(r) + half)];
+}
+
+/** The values, each less the mean of its group; what rounding leaves is nothing. */
+function withoutGroupMeans(values, groups) {
+  const means = new Map();
+  for (const group of new Set(groups)) means.set(group, mean(values.filter((_, i) => groups[i] === group)));
+  return values.map((value, i) => {
+    const rest = value - means.get(groups[i]);
+    return Math.abs(rest) > 1e-12 * Math.abs(value) ? rest : 0;
+  });
 }
 
 /** Least-squares line y = intercept + slope x. */

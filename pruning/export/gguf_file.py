@@ -7,8 +7,6 @@ as llama.cpp wants them.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +41,7 @@ from pruning.export.gguf_layers import (
 )
 from pruning.export.gguf_vocabulary import add_vocabulary, read_vocabulary
 from pruning.families import declared_layout
+from pruning.files import beside
 
 KINDS = {
     torch.float32: (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
@@ -157,25 +156,22 @@ def _named_tensors(
 
 def _write(writer: GGUFWriter, path: Path, tensors: list[tuple[str, torch.Tensor]], dtype: torch.dtype) -> None:
     """Write metadata and tensors beside `path`, one tensor in memory at a time, and rename the file into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     types = [dtype if values.ndim > 1 else torch.float32 for _, values in tensors]
     for (name, values), kind in zip(tensors, types, strict=True):
         size = values.numel() * kind.itemsize
         writer.add_tensor_info(name, values.shape, np.dtype(np.float32), size, raw_dtype=KINDS[kind][0])
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    temporary = beside(path)
     try:
-        writer.write_header_to_file(Path(temporary))
+        writer.write_header_to_file(temporary)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for (name, values), kind in zip(tensors, types, strict=True):
             writer.write_tensor_data(_numbers(name, values, kind))
         writer.close()
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         writer.close()
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

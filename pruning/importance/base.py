@@ -35,8 +35,8 @@ class Normalization(Enum):
     """As they are: right for scores that estimate the rise in loss, and whenever every layer loses the same share."""
 
     layer = "layer"
-    """Relative to the mean score of the group: takes out that scores grow or shrink from layer to layer. Depth groups have
-    one unit, so theirs are relative to the mean over all groups of their kind."""
+    """Relative to the median score of the group: takes out that scores grow or shrink from layer to layer. Depth groups have
+    one unit, so theirs are relative to the median over all groups of their kind."""
 
     zscore = "zscore"
     """Standardised: the distance from the mean of the group in standard deviations (FLAP, An et al. 2023)."""
@@ -65,9 +65,16 @@ class ImportanceEstimator:
     normalization: Normalization = Normalization.none
     """none, layer or zscore. Applied to what `score` returns."""
 
+    normalization_power: float = 1.0
+    """How much of it normalization=layer takes out, in [0, 1]: scores per parameter are divided by this power of the median."""
+
     halves: bool = True
     """Whether the halves of the calibration samples are scored apart too, at the price of a second scoring: tells how sure
     the scores are. No effect on estimators that need only weights."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.normalization_power <= 1:
+            raise ValueError(f"importance.normalization_power={self.normalization_power}: must be in [0, 1]")
 
     def check(self, groups: Mapping[str, UnitGroup]) -> None:
         """Raise a ValueError when there is a group that this estimator cannot score. Called before any work."""
@@ -96,6 +103,7 @@ class CalibratedImportance(ImportanceEstimator):
     """Samples run at once; null for all. Saves memory, does not change the scores."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least_one("batch_size", self.batch_size)
 
 

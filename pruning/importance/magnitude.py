@@ -27,6 +27,7 @@ class Magnitude(CoupledImportance):
     """p: 1 or 2."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.power not in (1, 2):
             raise ValueError(f"importance.power={self.power}: must be 1 or 2")
 

@@ -65,7 +65,7 @@ def score_units(
         cache: where scores are kept, as they were before normalisation.
     """
     needs_text = estimator.needs is not Needs.weights
-    settings = {key: value for key, value in asdict(estimator).items() if key != "normalization"}
+    settings = {key: value for key, value in asdict(estimator).items() if not key.startswith("normalization")}
     inputs = {
         "estimator": type(estimator).__name__,
         "settings": settings,
@@ -75,7 +75,7 @@ def score_units(
     }
     found = cache.json("scores", inputs, lambda: _compute(estimator, model, groups, samples if needs_text else None))
     values = _tensors(found["values"], groups)
-    units = normalizers(estimator.normalization, groups, values)
+    units = normalizers(estimator.normalization, groups, values, estimator.normalization_power)
     if (agreement := found["rank_agreement"]) is not None:
         log.info("scores of the two halves of the calibration samples agree in rank by %.3f", agreement)
     return UnitScores(

@@ -61,7 +61,8 @@ def test_every_option_becomes_an_object_of_the_class_its_group_promises(group: s
     config = schema.typed(composed(f"{group}={option}", *NEEDED.get((group, option), [])))
     promised = get_type_hints(schema.ExperimentConfig)
     for name in schema.SCHEMAS:
-        assert isinstance(getattr(config, name), promised[name])
+        if "/" not in name:  # what is inside another group's option
+            assert isinstance(getattr(config, name), promised[name])
     assert type(getattr(config, group)) in schema.SCHEMAS[group].values()
 
 
@@ -76,9 +77,11 @@ def test_the_default_configuration_is_what_its_yaml_files_say() -> None:
 @pytest.mark.parametrize(("group", "option"), CHOSEN)
 def test_every_option_extends_a_schema_of_its_group(group: str, option: str) -> None:
     text = (CONF / group / f"{option}.yaml").read_text(encoding="utf-8")
-    if base := re.search(r"^ +- (\w+)\n +- _self_$", text, flags=re.MULTILINE):  # a variant of another option
+    variant = r"^ +- (\w+)\n(?: +- override .*\n)* +- _self_$"  # of another option
+    if base := re.search(variant, text, flags=re.MULTILINE):
         text = (CONF / group / f"{base[1]}.yaml").read_text(encoding="utf-8")
-    found = re.findall(r"^ +- /schema/([a-z]+)_(\w+)@_here_$", text, flags=re.MULTILINE)
+    groups = "|".join(schema.SCHEMAS)
+    found = re.findall(rf"^ +- /schema/({groups})_(\w+)@_here_$", text, flags=re.MULTILINE)
     assert [(name, wanted in schema.SCHEMAS[name]) for name, wanted in found] == [(group, True)]
 
 
@@ -95,7 +98,7 @@ def test_every_schema_of_a_group_is_used_by_an_option(group: str) -> None:
     used = {
         name
         for path in (CONF / group).glob("*.yaml")
-        for name in re.findall(rf"/schema/{group}_(\w+)@", path.read_text(encoding="utf-8"))
+        for name in re.findall(rf"/schema/{group.replace('/', '_')}_(\w+)@", path.read_text(encoding="utf-8"))
     }
     assert used == set(schema.SCHEMAS[group])
 
@@ -106,6 +109,27 @@ def test_every_experiment_composes_into_typed_objects(experiment: str) -> None:
     assert isinstance(schema.typed(config), schema.ExperimentConfig)
     assert config.hydra.runtime.choices["experiment"] == experiment
     assert config.study == experiment
+
+
+@pytest.mark.parametrize("option", sorted(schema.SCHEMAS["recovery/objective"]))
+def test_every_objective_goes_with_every_recovery_that_trains(option: str) -> None:
+    for recovery in ("lora", "lora_short", "full", "llm_pruner"):
+        config = schema.typed(composed(f"recovery={recovery}", f"recovery/objective={option}"))
+        assert type(config.recovery.objective) is schema.SCHEMAS["recovery/objective"][option]
+
+
+def test_every_text_of_a_recovery_is_a_source() -> None:
+    found = {}
+    for path in (CONF / "recovery" / "data").glob("*.yaml"):
+        overrides = ["recovery.data.instructions.path=x.jsonl"] if path.stem == "instructions" else []
+        parts = schema.typed(composed(f"recovery/data={path.stem}", *overrides)).recovery.data
+        found[path.stem] = [type(part.text_source("x")).__name__ for part in parts.values()]
+    assert found == {
+        "run": [],
+        "self_generated": ["SelfGenerated"],
+        "instructions": ["Instructions"],
+        "alpaca": ["Instructions"],
+    }
 
 
 def test_an_experiment_gives_way_to_the_command_line() -> None:

@@ -46,9 +46,12 @@ SECONDS = 120
 
 
 class Browser:
-    """One page in a Chromium of its own, with the errors and the requests that were seen since it was opened."""
+    """One page in a Chromium of its own, with the errors and the requests that were seen since it was opened.
 
-    def __init__(self, profile: Path, width: int = 1366, height: int = 768) -> None:
+    Its window is so high that all charts can be seen, and so are drawn, unless another height is given.
+    """
+
+    def __init__(self, profile: Path, width: int = 1366, height: int = 8000) -> None:
         program = next(filter(None, map(shutil.which, NAMES)), None)
         if program is None:
             pytest.skip(f"no Chromium on the PATH (looked for {', '.join(NAMES)}): the page cannot be opened")
@@ -86,7 +89,7 @@ class Browser:
         os.close(self._out)
 
     def open(self, page: Path) -> float:
-        """Open a file and wait until all charts are drawn; return the seconds that took."""
+        """Open a file and wait until all charts that can be seen are drawn; return the seconds that took."""
         self.errors, self.requests = [], []
         start = time.perf_counter()
         self.call("Page.navigate", url=page.resolve().as_uri())

@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evaluation.compare import compare, differing, main, metric_names
+from evaluation.compare import compare, differing, main, metric_names, text_mark
 from evaluation.result import RunResult, finished_runs
 from pruning.files import write_json
 from tests.evaluation.studies import make_result
@@ -99,6 +100,38 @@ def test_what_is_printed_fits_100_columns(tmp_path: Path, capsys: pytest.Capture
     assert re.search(r"mean of seven +0\.\d{4} +0\.\d{4} +[+-]0\.\d{4} +[+-]0\.\d{4} \.\. [+-]0\.\d{4} +75", text)
     assert "lambada_openai (acc): 25 items are shared; 15 more are only in A, 0 only in B" in " ".join(text.split())
     assert re.search(r"pruned/ratio_reached +0.1007 +0.5007 +\+0.4", text)
+
+
+IN_DOMAIN = {"text/passages/overlap": 0.0, "text/passages/in_domain": 1.0, "text/passages/contaminated": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("known", "shown"),
+    [("", ""), ("AB", " (in domain)"), ("A", " (in domain in A)"), ("B", " (in domain in B)")],
+)
+def test_texts_that_the_models_know_are_marked(
+    known: str, shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [make_run(tmp_path, 0.1), make_run(tmp_path, 0.5)]
+    for name, (path, made) in zip("AB", runs(*folders), strict=True):
+        marked = made.metrics | IN_DOMAIN if name in known else made.metrics
+        replace(made, metrics=marked).write(path / "result.json")
+    assert compare(*runs(*folders)).marks["loss, passages@128"] == shown
+    main([str(folder) for folder in folders])
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = (line for line in lines if line.startswith(" loss, passages@128 "))
+    assert row.startswith(f" loss, passages@128{shown[:11]}")  # a longer one goes on in the next line
+    assert ("(" in row) is bool(known)
+    assert any(line.startswith("in domain: other documents of the same corpus") for line in lines) is bool(known)
+    assert all(len(line) <= 100 for line in lines if str(tmp_path) not in line)
+
+
+def test_the_probe_has_its_own_mark_and_tasks_have_none() -> None:
+    metrics = {"probe/contaminated": 1.0, "text/passages/in_domain": 1.0}
+    assert text_mark("token accuracy, probe", metrics, metrics) == " (contaminated)"
+    assert text_mark("loss, passages@128", metrics, {}) == " (in domain in A)"
+    assert text_mark("loss, other@128", metrics, metrics) == ""
+    assert text_mark("piqa (acc)", metrics, metrics) == ""
 
 
 def test_windows_of_another_text_are_not_paired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from evaluation.config import CostConfig
 from evaluation.cost import measure_cost, peak_rise, weight_bytes
-from evaluation.measure import CostConfig
 from pruning.costs import mac_costs, total_cost
 from pruning.families import find_layout
 from pruning.grouping import find_units

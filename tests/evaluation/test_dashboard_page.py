@@ -14,7 +14,7 @@ from evaluation.result import RunResult
 from tests.evaluation.browser import Browser
 from tests.evaluation.studies import small_study
 
-CHARTS = ("ratio", "cost", "tasks", "stability", "events", "parallel", "widths")
+CHARTS = ("ratio", "cost", "tasks", "stability", "correlations", "events", "parallel", "widths")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_a_filter_acts_on_the_table_and_on_every_chart(page: Browser) -> None:
     assert set(column(page, "estimator")) == {"taylor"}
     assert page.run("document.getElementById('count').textContent") == "6 of 12 runs"
     assert page.run("document.querySelector('[data-facet=importance]').classList.contains('narrowed')")
-    for chart in set(CHARTS) - {"widths"}:
+    for chart in set(CHARTS) - {"widths", "correlations"}:
         names = {trace.get("name") for trace in traces(page, chart)}
         assert "taylor" in names
         assert "l2" not in names
@@ -243,7 +243,7 @@ def test_the_theme_follows_the_system_and_the_button(page: Browser) -> None:
     for value in ("light", "dark"):
         page.call("Emulation.setEmulatedMedia", features=[{"name": scheme, "value": value}])
         page.wait(f"document.getElementById('theme').textContent === '{'Light' if value == 'dark' else 'Dark'}'")
-        seen.append(page.run(colours))
+        seen.append(page.run(f"drawing.then(() => {colours})"))
     assert seen[0] != seen[1]
     click(page, "#theme")
     assert page.run(colours) == seen[0]

@@ -79,6 +79,15 @@ def test_correlations_agree_with_scipy(compute: Compute, seed: int) -> None:
     assert compute("fisherInterval", [known.statistic, len(x)]) == pytest.approx([low, high], abs=1e-6)
 
 
+def test_group_means_go_and_what_is_held_constant_widens_the_interval(compute: Compute) -> None:
+    values, groups = [1.0, 2.0, 4.0, 0.1 + 0.2], ["a", "a", "b", "c"]
+    assert compute("withoutGroupMeans", [values, groups]) == [-0.5, 0.5, 0.0, 0.0]
+    thirds = [0.7, 0.7, 0.7]  # whose mean is not 0.7 to the last digit
+    assert compute("withoutGroupMeans", [thirds, ["a"] * 3]) == [0.0] * 3
+    assert compute("fisherInterval", [0.5, 12, 5]) == pytest.approx(compute("fisherInterval", [0.5, 7]))
+    assert compute("fisherInterval", [0.5, 6, 3]) == [None, None]
+
+
 def test_the_partial_correlation_is_that_of_the_residuals(compute: Compute) -> None:
     x, y, z = sample(7)
     design = np.column_stack([np.ones(len(z)), z])

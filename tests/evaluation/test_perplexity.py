@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from evaluation.perplexity import TextScore, score_text
+from evaluation.perplexity import TextScore, score_text, token_divergence
 from tests.conftest import build
 
 
@@ -88,3 +88,18 @@ def test_scoring_leaves_the_model_as_it_was(llama: PreTrainedModel, tokens: torc
     before = {name: value.clone() for name, value in llama.state_dict().items()}
     score_text(llama, tokens)
     assert all(torch.equal(value, before[name]) for name, value in llama.state_dict().items())
+
+
+def test_the_divergence_is_that_of_a_loop_over_tokens(llama: PreTrainedModel, tokens: torch.Tensor) -> None:
+    other = build("llama_mha")
+    expected = []
+    for block in tokens:
+        total = 0.0
+        with torch.no_grad():
+            p, q = (torch.softmax(model(block.unsqueeze(0)).logits[0].double(), dim=-1) for model in (llama, other))
+        for position in range(len(block) - 1):
+            pairs = zip(p[position].tolist(), q[position].tolist(), strict=True)
+            total += sum(before * math.log(before / after) for before, after in pairs)
+        expected.append(total / (len(block) - 1))
+    assert token_divergence(llama, other, tokens, 4) == pytest.approx(expected, rel=1e-3)
+    assert token_divergence(llama, llama, tokens, 4) == [0.0] * len(tokens)

@@ -1,14 +1,10 @@
 from __future__ import annotations
 
-import fcntl
 import io
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
@@ -17,8 +13,7 @@ from rich.console import Console
 from evaluation import progress
 from evaluation.progress import RunDisplay, clock, expected_seconds
 from tests.evaluation.wandb_files import result
-
-ROOT = Path(__file__).parents[2]
+from tests.terminal import ROOT, frames, in_a_terminal, screen
 
 RUN = """
 import logging, sys, time, warnings
@@ -49,41 +44,9 @@ log.info("run folder")
 """
 
 
-def in_a_terminal(folder: Path, alone: str = "alone") -> str:
-    """Run the program above in a pseudo-terminal of 100 columns; return every byte that it sent there."""
-    terminal, end = pty.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-    call = [sys.executable, "-c", RUN, str(folder), alone]
-    environment = os.environ | {"TERM": "xterm-256color"}
-    child = subprocess.Popen(call, cwd=ROOT, env=environment, stdin=end, stdout=end, stderr=end)
-    os.close(end)
-    sent = b""
-    try:
-        while data := os.read(terminal, 65536):
-            sent += data
-    except OSError:  # how a terminal says that the other end is gone
-        os.close(terminal)
-    assert child.wait() == 0, sent.decode()
-    return sent.decode()
-
-
-def screen(sent: str) -> list[str]:
-    """Return the lines that stay on a terminal that was sent this: cursor up, erase line, carriage return, text."""
-    lines, row, column = [""], 0, 0
-    for code, text in re.findall(r"\x1b\[([?\d;]*[A-Za-z])|([^\x1b])", sent):
-        if code == "2K":
-            lines[row] = ""
-        elif code.endswith("A"):
-            row -= int(code[:-1] or 1)
-        elif text == "\r":
-            column = 0
-        elif text == "\n":
-            row, column = row + 1, 0
-            lines += [""] * (row + 1 - len(lines))
-        elif text:
-            lines[row] = lines[row][:column].ljust(column) + text + lines[row][column + 1 :]
-            column += 1
-    return [line.rstrip() for line in lines if line.strip()]
+def shown(folder: Path, alone: str = "alone") -> str:
+    """Run the program above in a terminal; return all that it sent there."""
+    return in_a_terminal([sys.executable, "-c", RUN, str(folder), alone])
 
 
 def without_places(lines: list[str]) -> list[str]:
@@ -94,7 +57,7 @@ def without_places(lines: list[str]) -> list[str]:
 
 
 def test_a_terminal_shows_finished_stages_warnings_and_prints_and_nothing_garbled(tmp_path: Path) -> None:
-    sent = in_a_terminal(tmp_path)
+    sent = shown(tmp_path)
     assert without_places(screen(sent)) == [
         "mind dense",
         "printed in dense",
@@ -108,26 +71,26 @@ def test_a_terminal_shows_finished_stages_warnings_and_prints_and_nothing_garble
 
 
 def test_a_terminal_shows_run_stage_and_loops_while_they_run(tmp_path: Path) -> None:
-    frames = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", in_a_terminal(tmp_path)).splitlines()
+    lines = frames(shown(tmp_path))
     for words in (
         r"^a-run +0:\d\d",
         r"^  dense +0:\d\d",
         r"^    zero-shot: piqa .* 0/2 ",
         r"^      requests .* \d+/20 +0:",
     ):
-        assert [frame for frame in frames if re.search(words, frame)], words
-    assert max(map(len, frames)) <= 100
+        assert [line for line in lines if re.search(words, line)], words
+    assert max(map(len, lines)) <= 100
 
 
 def test_the_log_file_has_every_line_whatever_the_terminal_shows(tmp_path: Path) -> None:
-    in_a_terminal(tmp_path)
+    shown(tmp_path)
     lines = (tmp_path / "a-run" / "run.log").read_text(encoding="utf-8").splitlines()
     one = ["dense ...", "  piqa: acc 0.5", "  boolq: acc 0.5", "mind dense", "dense: 0.5 s"]
     assert lines == [*one, *(line.replace("dense", "pruned") for line in one), "run folder"]
 
 
 def test_a_terminal_that_runs_share_gets_plain_lines(tmp_path: Path) -> None:
-    sent = in_a_terminal(tmp_path, alone="shared")
+    sent = shown(tmp_path, alone="shared")
     assert "\x1b" not in sent
     assert sent.splitlines()[:2] == ["dense ...", "  piqa: acc 0.5"]
 

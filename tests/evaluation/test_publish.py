@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "failed-run").mkdir()
     launched = {"hydra": {"mode": "MULTIRUN", "overrides": {"task": ["seed=3"]}}}
     (run / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(launched), encoding="utf-8")
-    result().write(run / "result.json")
+    trajectory = [{"step": step, "probe/loss": 3.0 - step} for step in range(2)]
+    replace(result(), trajectory=trajectory).write(run / "result.json")
     return tmp_path
 
 
@@ -31,6 +33,7 @@ def test_a_run_that_was_not_tracked_is_sent_whole(study: Path) -> None:
     assert found["notes"] == "python run.py seed=3 hydra.mode=RUN"
     assert found["project"] == "mine"
     assert [row["event/index"] for row in history(file) if "event/index" in row] == [0, 1, 2]
+    assert [row["recovery/probe/loss"] for row in history(file) if "recovery/step" in row] == [3.0, 2.0]
 
 
 def test_a_run_that_wandb_knows_is_opened_again_without_adding_its_points_twice(study: Path) -> None:

@@ -48,8 +48,8 @@ RUN = {
     "pruned/ratio_reached": 0.1987,
     "pruned/ratio_of_total": 0.1987,
     "stability/instability_mean/tok_acc": 0.456,
-    "stability/instability/tok_acc_low": 0.444,
-    "stability/instability/tok_acc_high": 0.469,
+    "stability/instability_mean/tok_acc_low": 0.444,
+    "stability/instability_mean/tok_acc_high": 0.469,
     "stability/pct_mean/tok_acc": 54.4,
     "stability/instability_mean/loss": 2.345,
     "stability/instability_mean/zeroshot": 0.111,
@@ -59,6 +59,10 @@ RUN = {
     "generalization/gain/loss": -0.567,
     "generalization/gain/zeroshot": -0.089,
     "generalization/gap/loss": 0.098,
+    "stability/instability_mean/kl": 0.4321,
+    "generalization/retained/tok_acc": 0.654,
+    "generalization/gain_match/loss": 0.876,
+    "generalization/gap_out_of_domain/loss": 0.765,
 }
 
 
@@ -332,8 +336,8 @@ def test_the_printed_report_holds_all_figures_within_100_columns(capsys: pytest.
     [
         ("pruned/ratio_reached", "19.87%"),
         ("pruned/ratio_asked", "20.00%"),
-        ("stability/instability/tok_acc_low", "44.4%"),
-        ("stability/instability/tok_acc_high", "46.9%"),
+        ("stability/instability_mean/tok_acc_low", "44.4%"),
+        ("stability/instability_mean/tok_acc_high", "46.9%"),
         ("stability/instability_mean/tok_acc", "45.6%"),
         ("stability/pct_mean/tok_acc", "54.4 %"),
         ("stability/instability_mean/loss", "+2.345"),
@@ -344,6 +348,10 @@ def test_the_printed_report_holds_all_figures_within_100_columns(capsys: pytest.
         ("generalization/gain/loss", "-0.567"),
         ("generalization/gain/zeroshot", "-0.089"),
         ("generalization/gap/loss", "+0.098"),
+        ("stability/instability_mean/kl", "0.4321"),
+        ("generalization/retained/tok_acc", "65.4%"),
+        ("generalization/gain_match/loss", "+0.876"),
+        ("generalization/gap_out_of_domain/loss", "+0.765"),
     ],
 )
 def test_a_fact_is_shown_with_its_sign_and_unit(name: str, shown: str) -> None:
@@ -355,7 +363,7 @@ def test_the_instability_is_followed_by_its_interval() -> None:
     values = [value for _, value, _ in fact_rows(RUN)]
     place = values.index("45.6%")
     assert values[place : place + 3] == ["45.6%", "44.4%", "46.9%"]
-    assert len(values) == 14
+    assert len(values) == 18
 
 
 def test_facts_that_are_undefined_are_shown_as_a_dash_and_unknown_ones_left_out() -> None:

@@ -54,3 +54,11 @@ def test_what_a_killed_process_left_is_cleared_before_the_next_attempt(tmp_path:
     (tmp_path / ".lock").write_text("")
     with RunFolder(tmp_path).attempt():
         assert {path.name for path in tmp_path.iterdir()} == {".hydra", "wandb", ".lock"}
+
+
+def test_notes_stand_in_the_status_to_the_end(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    with run.stage("recover"):
+        run.note("a training diverged")
+    with run.stage("recovered"):
+        assert status(tmp_path)["notes"] == ["a training diverged"]

@@ -2,61 +2,84 @@ from __future__ import annotations
 
 import math
 import random
+import statistics as standard
 from fractions import Fraction
-from typing import Any
 
 import pytest
 
 from evaluation import statistics
-from evaluation.statistics import bootstrap_interval, sign_test
+from evaluation.statistics import (
+    paired_differences,
+    percentile_interval,
+    resampled_means,
+    sign_test,
+    stratified_error,
+    stratified_mean,
+)
 
 
-def mean(*samples: Any, axis: int = -1) -> Any:
-    return sum(sample.mean(axis=axis) for sample in samples) / len(samples)
+def drawn(*sizes: int, seed: int = 0) -> list[list[float]]:
+    draw = random.Random(seed)
+    return [[draw.gauss(index, 1 + index) for _ in range(size)] for index, size in enumerate(sizes)]
 
 
-def by_hand(samples: list[list[float]], confidence: float, resamples: int) -> tuple[float, float]:
-    """Resample each array on its own, and take the quantiles of the mean of means."""
+def by_hand(samples: list[list[list[float]]], confidence: float, resamples: int) -> tuple[float, float]:
+    """Resample every stratum, the same observations of both samples, and take the quantiles of the ratio of the means."""
     draw = random.Random(1)
-    means = sorted(
-        sum(sum(draw.choices(sample, k=len(sample))) / len(sample) for sample in samples) / len(samples)
-        for _ in range(resamples)
-    )
+    ratios = []
+    for _ in range(resamples):
+        chosen = [draw.choices(range(len(stratum)), k=len(stratum)) for stratum in samples[0]]
+        means = [
+            sum(sum(stratum[i] for i in picked) / len(picked) for stratum, picked in zip(sample, chosen, strict=True))
+            for sample in samples
+        ]
+        ratios.append(means[0] / means[1])
+    ratios.sort()
     tail = (1 - confidence) / 2
-    return means[int(tail * resamples)], means[int((1 - tail) * resamples)]
+    return ratios[int(tail * resamples)], ratios[int((1 - tail) * resamples)]
+
+
+def test_the_mean_gives_every_stratum_the_same_weight() -> None:
+    assert stratified_mean([[1.0, 3.0], [5.0] * 10]) == pytest.approx(3.5)
+
+
+def test_the_standard_error_is_the_spread_of_means_that_are_drawn_anew() -> None:
+    strata = drawn(30, 12)
+    expected = math.sqrt(sum(standard.variance(one) / len(one) for one in strata)) / 2
+    assert stratified_error(strata) == pytest.approx(expected)
+    means = resampled_means([strata], 20_000)[0]
+    biased = math.sqrt(sum(standard.pvariance(one) / len(one) for one in strata)) / 2
+    assert means.std() == pytest.approx(biased, rel=0.03)
+    assert stratified_error([[1.0], [1.0, 2.0]]) == math.inf
 
 
 def test_the_interval_is_that_of_resampling_by_hand() -> None:
-    draw = random.Random(0)
-    samples = [[draw.gauss(0.3, 1) for _ in range(40)], [draw.gauss(-0.1, 2) for _ in range(25)]]
-    found = bootstrap_interval(samples, mean, paired=False, confidence=0.9, resamples=4000)
-    assert found == pytest.approx(by_hand(samples, 0.9, 4000), abs=0.03)
+    first, second = drawn(40, 25), [[value + 7 for value in stratum] for stratum in drawn(40, 25, seed=3)]
+    means = resampled_means([first, second], 6000)
+    found = percentile_interval(means[0] / means[1], 0.9)
+    assert found == pytest.approx(by_hand([first, second], 0.9, 6000), abs=0.004)
 
 
-def test_paired_samples_keep_their_pairs() -> None:
-    draw = random.Random(0)
-    first = [draw.gauss(0, 5) for _ in range(30)]
-    second = [value + 1 for value in first]
-
-    def rise(before: Any, after: Any, axis: int = -1) -> Any:
-        return (after - before).mean(axis=axis)
-
-    assert bootstrap_interval([first, second], rise, paired=True, confidence=0.95, resamples=200) == pytest.approx(
-        (1, 1)
-    )
+def test_all_samples_are_resampled_together() -> None:
+    first = drawn(30, 8)
+    second = [[value - 1 for value in stratum] for stratum in first]
+    before, after = resampled_means([first, second], 200)
+    assert (before - after) == pytest.approx([1.0] * 200)
+    apart = resampled_means([first], 200)[0]
+    assert apart == pytest.approx(before)
+    assert stratified_mean(paired_differences(first, second)) == pytest.approx(1)
 
 
 def test_the_same_figures_give_the_same_interval_however_they_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = [[float(index % 7) for index in range(50)]]
-    first = bootstrap_interval(samples, mean, paired=False, confidence=0.95, resamples=500)
-    assert bootstrap_interval(samples, mean, paired=False, confidence=0.95, resamples=500) == first
-    monkeypatch.setattr(statistics, "AT_ONCE", 170)
-    assert bootstrap_interval(samples, mean, paired=False, confidence=0.95, resamples=500) == pytest.approx(first)
+    first = resampled_means([drawn(50)], 500)
+    assert (resampled_means([drawn(50)], 500) == first).all()
+    monkeypatch.setattr(statistics, "AT_ONCE", 200)
+    assert resampled_means([drawn(50)], 500) == pytest.approx(first)
 
 
 def test_one_observation_has_no_interval_and_equal_ones_an_empty_one() -> None:
-    assert all(map(math.isnan, bootstrap_interval([[1.0]], mean, paired=False, confidence=0.95, resamples=50)))
-    assert bootstrap_interval([[2.0] * 5], mean, paired=False, confidence=0.95, resamples=50) == (2, 2)
+    assert all(map(math.isnan, percentile_interval(resampled_means([[[1.0], [1.0, 2.0]]], 50)[0], 0.95)))
+    assert percentile_interval(resampled_means([[[2.0] * 5]], 50)[0], 0.95) == (2, 2)
 
 
 @pytest.mark.parametrize(("above", "below", "same"), [(9, 1, 30), (1, 9, 0), (5, 5, 2), (3, 0, 0), (0, 0, 7)])

@@ -31,9 +31,9 @@ def scores(groups: dict[str, UnitGroup]) -> dict[str, torch.Tensor]:
 
 
 def per_parameter(
-    normalization: Normalization, groups: dict[str, UnitGroup], scores: dict[str, torch.Tensor]
+    normalization: Normalization, groups: dict[str, UnitGroup], scores: dict[str, torch.Tensor], power: float = 1.0
 ) -> dict[str, torch.Tensor]:
-    found = normalizers(normalization, groups, scores)
+    found = normalizers(normalization, groups, scores, power)
     return {name: (scores[name] - a) / b / groups[name].params_per_unit for name, (a, b) in found.items()}
 
 
@@ -41,12 +41,34 @@ def pooled(values: dict[str, torch.Tensor], groups: dict[str, UnitGroup], kind: 
     return torch.cat([values[name] for name, group in groups.items() if group.kind is kind])
 
 
-def test_layer_makes_the_mean_of_every_group_one(groups: dict[str, UnitGroup], scores: dict[str, torch.Tensor]) -> None:
+def test_layer_makes_the_median_of_every_group_one(
+    groups: dict[str, UnitGroup], scores: dict[str, torch.Tensor]
+) -> None:
     found = per_parameter(Normalization.layer, groups, scores)
     for name, group in groups.items():
         if not group.kind.is_depth:
-            assert float(found[name].mean()) == pytest.approx(1)
-            assert torch.allclose(found[name], scores[name] / scores[name].mean())
+            assert float(found[name].median()) == pytest.approx(1)
+            assert torch.allclose(found[name], scores[name] / scores[name].median())
+
+
+def test_one_unit_with_most_of_the_sum_does_not_make_the_others_of_its_group_cheap(
+    groups: dict[str, UnitGroup], scores: dict[str, torch.Tensor]
+) -> None:
+    name = "layers.1.mlp"
+    outlier = scores | {name: scores[name].clone().index_fill_(0, scores[name].argmax(), 1e6)}
+    plain, changed = (per_parameter(Normalization.layer, groups, values)[name] for values in (scores, outlier))
+    others = torch.arange(len(plain)) != scores[name].argmax()
+    assert torch.allclose(plain[others], changed[others])
+
+
+@pytest.mark.parametrize("power", [0.0, 0.4, 1.0])
+def test_power_takes_out_that_power_of_the_difference_between_groups(
+    groups: dict[str, UnitGroup], scores: dict[str, torch.Tensor], power: float
+) -> None:
+    found = per_parameter(Normalization.layer, groups, scores, power)
+    plain = {name: values / groups[name].params_per_unit for name, values in scores.items()}
+    for name in ("layers.0.mlp", "layers.3.attention"):
+        assert torch.allclose(found[name], plain[name] / plain[name].median() ** power)
 
 
 def test_zscore_makes_spread_one_and_place_the_same_in_every_group(
@@ -66,7 +88,7 @@ def test_depth_is_compared_with_its_own_kind(
 ) -> None:
     plain = pooled(scores, groups, kind)
     relative = pooled(per_parameter(Normalization.layer, groups, scores), groups, kind)
-    assert torch.allclose(relative, plain / plain.mean())
+    assert torch.allclose(relative, plain / plain.median())
     standard = pooled(per_parameter(Normalization.zscore, groups, scores), groups, kind)
     assert float(standard.std(correction=0)) == pytest.approx(1, abs=1e-4)
 

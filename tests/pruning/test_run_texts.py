@@ -116,3 +116,22 @@ def test_a_part_that_is_too_short_or_too_light_is_named(tokenizer: PreTrainedTok
     heldout = Documents(part("b", 1).train, [], key="data.parts.b")
     with pytest.raises(ValueError, match=r"recovery\.length=32, from the held-out part of data\.parts\.b"):
         drawn([part("a", 1), heldout], tokenizer)
+
+
+def test_text_to_validate_on_is_held_out_and_is_not_what_is_measured(tokenizer: PreTrainedTokenizerBase) -> None:
+    parts = [part("a", 1), part("b", 1)]
+    blocks = {"calibration": (24, 32), "compensation": (0, 0), "recovery": (60, 32), "validation": (10, 32)}
+    texts, without = draw_texts(parts, blocks, tokenizer, 0), drawn(parts, tokenizer)
+    assert letters(texts.validation, tokenizer) == "AB" * 5
+    assert torch.equal(texts.heldout, without.heldout)
+    seen = {tuple(block) for block in (*texts.heldout.tolist(), *texts.recovery.tolist())}
+    assert not seen & {tuple(block) for block in texts.validation.tolist()}
+    assert len(without.validation) == 0
+
+
+def test_too_little_held_out_text_to_validate_on_is_an_error(tokenizer: PreTrainedTokenizerBase) -> None:
+    blocks = {"calibration": (24, 32), "compensation": (0, 0), "recovery": (60, 32), "validation": (10, 32)}
+    few = part("a", 1)
+    few = Documents(few.train, few.heldout[:1], key="data", weight=1.0)
+    with pytest.raises(ValueError, match=r"recovery\.patience: no block is left .* recovery\.patience=null"):
+        draw_texts([few], blocks, tokenizer, 0)

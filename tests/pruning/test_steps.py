@@ -79,7 +79,7 @@ def test_a_normalised_ranking_spares_no_kind_and_no_layer_for_its_scale(
     normalised = {name: (scores[name] - shift) / scale for name, (shift, scale) in moments.items()}
     plan = allocator.plan(llama, groups, normalised, 0.2, NO_SAMPLES)
     lost = {kind: lost_fraction(groups, dict(plan.kept), kind) for kind in scales}
-    assert lost[K.kv_group] == pytest.approx(lost[K.mlp_channel], abs=0.15)
+    assert lost[K.kv_group] == pytest.approx(lost[K.mlp_channel], abs=0.2)
     by_layer = [1 - len(plan.kept[f"layers.{layer}.mlp"]) / 48 for layer in (1, 2, 3)]
     assert max(by_layer) - min(by_layer) < 0.15
 

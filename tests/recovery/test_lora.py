@@ -14,30 +14,10 @@ from pruning.grouping import find_units
 from pruning.model import fingerprint
 from pruning.surgery import cut
 from pruning.units import PruningPlan
-from recovery.base import RecoveryReport, When
+from recovery.base import When, whole_report
 from recovery.lora import Lora
 from recovery.none import NoRecovery
-
-SMALL = {"steps": 12, "batch_size": 4, "micro_batch_size": 2, "length": 16, "learning_rate": 1e-2, "warmup_steps": 1}
-
-
-def loss(model: PreTrainedModel, blocks: torch.Tensor) -> float:
-    with torch.no_grad():
-        return model(input_ids=blocks, labels=blocks).loss.item()
-
-
-def text(recovery: Lora) -> torch.Tensor:
-    """Counting modulo 20: easy to learn."""
-    count, length = recovery.blocks_needed()
-    starts = torch.randint(20, (count, 1), generator=torch.Generator().manual_seed(0))
-    return (starts + torch.arange(length)) % 20 + 2
-
-
-def recover(model: PreTrainedModel, recovery: Lora, cache: Cache, **options: int) -> tuple[RecoveryReport, list]:
-    logged: list[dict[str, float]] = []
-    arguments = {"part": 0, "parts": 1, "seed": 0} | options
-    report = recovery.recover(model, text(recovery), cache=cache, log=logged.append, **arguments)
-    return report, logged
+from tests.recovery.trainings import SMALL, loss, recover, text
 
 
 def test_training_lowers_the_loss_of_a_pruned_model_and_leaves_no_adapter(llama: PreTrainedModel, cache: Cache) -> None:
@@ -52,7 +32,7 @@ def test_training_lowers_the_loss_of_a_pruned_model_and_leaves_no_adapter(llama:
     assert [name for name, _ in llama.named_parameters()] == names
     assert not llama.training
     assert all(parameter.requires_grad for parameter in llama.parameters())
-    assert report.steps == 12
+    assert report.steps == range(12)
     assert report.tokens == 12 * 4 * 16
     assert [point["recovery/step"] for point in logged] == list(range(1, 13))
     assert (report.adapter / "adapter_model.safetensors").exists()
@@ -91,26 +71,58 @@ def test_the_same_seed_trains_to_the_same_weights_and_another_does_not(
     assert first != other
 
 
-def test_parts_share_out_all_steps_and_all_text(llama: PreTrainedModel, cache: Cache) -> None:
+def test_trainings_share_out_all_steps_and_all_text(llama: PreTrainedModel, cache: Cache) -> None:
     recovery = Lora(**SMALL | {"steps": 7, "when": When.each})
-    parts = recovery.parts(3)
-    trainings = [recover(llama, recovery, cache, part=part, parts=parts) for part in range(parts)]
+    due = [recovery.steps_after(event / 3, (event + 1) / 3) for event in range(3)]
+    trainings = [recover(llama, recovery, cache, steps=steps) for steps in due]
     reports = [report for report, _ in trainings]
-    assert [report.steps for report in reports] == [2, 2, 3]
+    assert [len(report.steps) for report in reports] == [2, 2, 3]
     assert [point["recovery/step"] for _, logged in trainings for point in logged] == list(range(1, 8))
-    assert sum(report.tokens for report in reports) == text(recovery).numel()
+    whole = whole_report(reports)
+    assert (whole.steps, whole.tokens) == (range(7), text(recovery).numel())
 
 
-def test_recovery_at_the_end_has_one_part() -> None:
-    assert Lora(when=When.last).parts(5) == 1
-    assert Lora(when=When.each).parts(0) == 1
+def test_a_step_sees_its_own_blocks_only(llama: PreTrainedModel, cache: Cache) -> None:
+    recovery = Lora(**SMALL)
+    blocks = text(recovery)
+    changed = blocks.clone()
+    changed[: 3 * 4], changed[6 * 4 :] = 7, 7
+    reports = [
+        recovery.recover(
+            copy.deepcopy(llama),
+            tokens,
+            steps=range(3, 6),
+            seed=0,
+            cache=cache,
+            log=lambda _: None,
+            watched={},
+            teacher=lambda: llama,
+        )
+        for tokens in (blocks, changed)
+    ]
+    assert reports[0] == reports[1]
 
 
-def test_divergence_is_an_error_and_nothing_is_kept(llama: PreTrainedModel, cache: Cache) -> None:
-    llama.model.norm.weight.data[0] = torch.nan
-    with pytest.raises(RuntimeError, match=r"diverged.*recovery\.learning_rate"):
-        recover(llama, Lora(**SMALL), cache)
-    assert not [path for path in (cache.root / "adapters").iterdir() if path.suffix != ".lock"]
+def test_watched_texts_are_scored_before_in_between_and_after(llama: PreTrainedModel, cache: Cache) -> None:
+    recovery = Lora(**SMALL, watch_every=4)
+    watched = {"probe": text(recovery)[:5], "other": text(recovery)[5:8].flip(1)}
+    before = {name: loss(llama, blocks) for name, blocks in watched.items()}
+    report, _ = recover(llama, recovery, cache, steps=range(3, 10), watched=watched)
+    assert [row["step"] for row in report.trajectory] == [3, 4, 8, 10]
+    for name, blocks in watched.items():
+        assert report.trajectory[0][f"{name}/loss"] == pytest.approx(before[name], rel=1e-5)
+        assert report.trajectory[-1][f"{name}/loss"] == pytest.approx(loss(llama, blocks), rel=1e-4)  # merged
+        with torch.no_grad():
+            right = llama(input_ids=blocks).logits[:, :-1].argmax(-1) == blocks[:, 1:]
+        assert report.trajectory[-1][f"{name}/tok_acc"] == pytest.approx(right.float().mean().item(), abs=0.01)
+    assert report.trajectory[-1]["probe/loss"] < report.trajectory[0]["probe/loss"] - 0.3
+
+
+def test_watching_does_not_change_the_training(llama: PreTrainedModel, cache: Cache) -> None:
+    twin = copy.deepcopy(llama)
+    recover(llama, Lora(**SMALL), cache)
+    recover(twin, Lora(**SMALL, watch_every=1), cache, watched={"probe": text(Lora(**SMALL))[:3]})
+    assert fingerprint(llama) == fingerprint(twin)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +142,14 @@ def test_values_out_of_range_are_refused(options: dict, message: str) -> None:
 def test_none_changes_nothing(llama: PreTrainedModel, cache: Cache) -> None:
     before = fingerprint(llama)
     report = NoRecovery().recover(
-        llama, torch.empty(0, 0), part=0, parts=1, seed=0, cache=cache, log=lambda _: pytest.fail("nothing to log")
+        llama,
+        torch.empty(0, 0),
+        steps=range(0),
+        seed=0,
+        cache=cache,
+        log=lambda _: pytest.fail("nothing to log"),
+        watched={},
+        teacher=lambda: llama,
     )
     assert fingerprint(llama) == before
     assert report.metrics()["recovery/steps"] == 0

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluation.dashboard.runs import read_run
-from sweeps.tables import Row, counts, errors, plan_table, results_table
+from sweeps.tables import Row, counts, errors, notes, plan_table, results_table
 from tests.evaluation.studies import make_result, make_study, make_unfinished
 
 
@@ -41,6 +41,35 @@ def test_the_results_show_every_run_with_its_figures_in_100_columns(tmp_path: Pa
     assert "2 min 28 s" in line  # 12.3 + 60 + 30.1 + 45.2 seconds
     (line,) = (line for line in shown.splitlines() if "ratio=0.2" in line)
     assert line.split() == ["failed", "importance=x", "ratio=0.2"]
+
+
+def test_texts_that_a_run_knows_are_marked_in_the_heading(tmp_path: Path) -> None:
+    found = rows(tmp_path / "s")
+    assert notes(found) == []
+
+    def marked(**marks: float) -> list[Row]:
+        metrics = found[1].run.metrics | {name.replace("__", "/"): value for name, value in marks.items()}
+        return [found[0], replace(found[1], run=replace(found[1].run, metrics=metrics))]
+
+    known = marked(text__passages__in_domain=1.0, text__wikipedia__contaminated=1.0, probe__contaminated=1.0)
+    lines = text(results_table(known)).splitlines()
+    assert lines[0].split() == ["perplexity"]
+    assert lines[1].split() == ["state", "run", "removed", "zero-shot", "mean", "(in", "domain)", "time"]
+    assert notes(known) == ["in domain: other documents of the same corpus calibrate and recover the model"]
+    known = marked(text__passages__in_domain=1.0, text__passages__contaminated=1.0)
+    assert " (contaminated) " in text(results_table(known)).splitlines()[1]
+    assert [note.partition(":")[0] for note in notes(known)] == ["contaminated"]
+
+
+def test_the_probe_is_marked_where_it_is_shown(tmp_path: Path) -> None:
+    [row, *_] = rows(tmp_path / "s")
+    bare = {name: value for name, value in row.run.metrics.items() if "zeroshot" not in name and "/ppl/" not in name}
+    shown = replace(row, run=replace(row.run, metrics=bare | {"probe/in_domain": 1.0, "text/passages/in_domain": 1.0}))
+    assert [" ".join(line.split()) for line in text(results_table([shown])).splitlines()[:2]] == [
+        "token accuracy",
+        "state run removed (in domain) time",
+    ]
+    assert "perplexity" not in text(results_table([shown]))
 
 
 def test_figures_that_no_run_has_take_no_column(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ addChart({
   title: "Stability and generalization",
   note: "One mark a run, larger where more was removed.",
   choices: [
-    { name: "x", label: "x", options: () => pairMetrics("stability/", "stability/instability_mean/tok_acc") },
-    { name: "y", label: "y", options: () => pairMetrics("generalization/", "generalization/gain/tok_acc") },
+    { name: "x", label: "x", options: causes },
+    { name: "y", label: "y", options: outcomes },
   ],
   draw(runs, { x, y }) {
     const known = runs.filter((run) => metric(run, x) !== null && metric(run, y) !== null);
@@ -34,9 +34,20 @@ addChart({
   },
 });
 
-/** [name, label] of the metrics under a prefix, one of them first; ends of intervals are left out. */
-function pairMetrics(prefix, first) {
-  const names = metricNames((name) => name.startsWith(prefix) && !/_(low|high|stderr)$/.test(name));
+function causes() {
+  return pairMetrics(["stability/"], "stability/instability_mean/tok_acc");
+}
+
+/** What may follow from instability. */
+function outcomes() {
+  const groups = ["generalization/", "stability/recovered_frac/", "flatness/recovered/", "algorithmic_stability/"];
+  return pairMetrics(groups, "generalization/gain/tok_acc");
+}
+
+/** [name, label] of the metrics under some prefixes, one of them first; ends of intervals are left out. */
+function pairMetrics(prefixes, first) {
+  const isOne = (name) => prefixes.some((prefix) => name.startsWith(prefix));
+  const names = metricNames((name) => isOne(name) && !/_(low|high|stderr|se)$/.test(name));
   names.sort((a, b) => (b === first) - (a === first) || a.localeCompare(b));
   return names.map((name) => [name, pairLabel(name)]);
 }
@@ -45,20 +56,27 @@ const PAIR_WORDS = {
   instability_mean: "instability, mean",
   instability_max: "instability, largest",
   instability_sum: "instability, sum",
+  instability_last: "instability, last event",
+  instability_per_ratio: "instability for everything removed",
   pct_mean: "stability %, mean",
   recovered_frac: "recovered fraction",
   final: "final",
+  retained: "retained of the dense model",
   gain: "gain over the control",
+  gain_match: "gain over random pruning",
   gap: "gap to training text",
+  gap_out_of_domain: "gap of text out of domain",
   tok_acc: "token accuracy",
   loss: "loss (nats)",
   zeroshot: "zero-shot mean",
+  zeroshot_cc: "zero-shot mean above chance",
+  kl: "KL divergence (nats)",
 };
 
 const pairLabel = (name = "") =>
   name
+    .replace(/^(stability|generalization)\//, "")
     .split("/")
-    .slice(1)
     .map((word) => PAIR_WORDS[word] ?? word)
     .join(": ");
 

@@ -1,0 +1,157 @@
+"""One training: what it starts from and reads, what its result depends on, and what is written of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel, TrainingArguments, set_seed
+
+from pruning.cache import Cache
+from pruning.model import fingerprint
+from pruning.packing import token_count
+from recovery.kept_state import KeptState
+from recovery.objectives import Teacher, training_rows
+from recovery.trainer import Course, LogStep, train
+from recovery.watching import WatchCallback
+
+if TYPE_CHECKING:
+    from pruning.noise import Noise
+    from recovery.trained import TrainedRecovery
+
+REPORT = "report.json"
+
+SCHEDULING = ("when", "tail", "steps", "save_every", "data")
+"""Settings that say when, how far and on what is trained: what one training comes to depends on its own blocks alone."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one training starts from and reads; see `Recovery.recover`."""
+
+    recovery: TrainedRecovery
+    model: PreTrainedModel
+    maps: list[str]
+    """Names of the linear maps that are trained."""
+
+    blocks: torch.Tensor
+    """Of its own steps, (N, T) or (N, 3, T)."""
+
+    steps: range
+    seed: int
+    watched: Mapping[str, torch.Tensor]
+    teacher: Teacher
+    noise: Noise | None
+
+    def inputs(self) -> dict[str, Any]:
+        """Return what the result depends on."""
+        recovery = self.recovery
+        return {
+            "model": fingerprint(self.model),
+            "settings": {name: value for name, value in recovery.settings().items() if name not in SCHEDULING},
+            "objective": [type(recovery.objective).__name__, recovery.objective.cache_inputs(self.teacher)],
+            "maps": self.maps,
+            "steps": [self.steps.start, self.steps.stop],
+            "seed": self.seed,
+            "blocks": self.blocks.tolist(),
+            "watched": {name: text.tolist() for name, text in self.watched.items()},
+            "noise": self.noise and self.noise.identity,
+        }
+
+    def carry_out(self, cache: Cache, folder: Path, unfinished: Path, log: LogStep) -> None:
+        """Train, and write what came of it, and a report, into `folder`; checkpoints are in `unfinished` meanwhile."""
+        started = time.monotonic()
+        recovery, model = self.recovery, self.model
+        loss = recovery.objective.batch_loss(model, self.blocks, self.teacher, cache)
+        set_seed(self.seed)
+        adapted = recovery.adapt(model, self.maps)
+        watch = WatchCallback(
+            self.watched,
+            self.steps,
+            recovery.watch_every,
+            recovery.micro_batch_size,
+            lambda: recovery.computing(model),
+            recovery.patience,
+            KeptState(),
+        )
+        arguments = trainer_arguments(recovery, unfinished, len(self.steps), self.seed, model.device.type)
+        with unchanged_config(model), less_memory(model, recovery.gradient_checkpointing):
+            course = train(adapted, training_rows(self.blocks), loss, arguments, watch, log, self.noise)
+        report = self._report(course) | {
+            "trained_parameters": sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad),
+            "seconds": time.monotonic() - started,
+        }
+        recovery.keep(adapted, folder)
+        (folder / REPORT).write_text(json.dumps(report))
+        model.eval()
+        torch.cuda.empty_cache()
+
+    def _report(self, course: Course) -> dict[str, Any]:
+        good = course.losses[: course.taken_step]
+        tail = good[-max(1, len(good) // 10) :]
+        return {
+            "tokens": token_count(self.blocks[: len(course.losses) * self.recovery.batch_size]),
+            "train_loss": sum(tail) / len(tail) if tail else math.nan,
+            "diverged": course.diverged,
+            "taken_step": self.steps.start + course.taken_step,
+            "losses": course.losses,
+            "trajectory": course.trajectory,
+        }
+
+
+def trainer_arguments(recovery: TrainedRecovery, folder: Path, steps: int, seed: int, device: str) -> TrainingArguments:
+    """Return the Trainer's arguments for so many steps on a type of device; `folder` holds its checkpoints."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=recovery.micro_batch_size,
+        gradient_accumulation_steps=recovery.batch_size // recovery.micro_batch_size,
+        train_sampling_strategy="sequential",
+        learning_rate=recovery.learning_rate,
+        warmup_steps=min(recovery.warmup_steps, steps // 2),
+        lr_scheduler_type=recovery.scheduler,
+        weight_decay=recovery.weight_decay,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_steps=recovery.save_every,
+        save_total_limit=2,
+        report_to="none",
+        seed=seed,
+        data_seed=seed,
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=device != "cpu",
+        remove_unused_columns=False,
+        disable_tqdm=True,  # the run's own display shows the steps
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # a run has one GPU; the Trainer would make the batches larger for those it finds
+    return arguments
+
+
+@contextmanager
+def unchanged_config(model: PreTrainedModel) -> Iterator[None]:
+    """Undo what the Trainer changes in the model's configuration, which would be saved with it."""
+    known, before = hasattr(model.config, "use_cache"), getattr(model.config, "use_cache", None)
+    yield
+    if known:
+        model.config.use_cache = before
+    else:
+        del model.config.use_cache
+
+
+@contextmanager
+def less_memory(model: PreTrainedModel, checkpointing: bool) -> Iterator[None]:
+    """Have activations computed again for the gradient inside the block, where that is asked for."""
+    if not checkpointing:
+        yield
+        return
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    yield
+    model.activation_checkpointing_disable()

@@ -136,6 +136,6 @@ def test_the_run_folder_lies_under_runs_dir_and_study_by_its_name() -> None:
 def test_the_resolved_configuration_is_plain_and_without_hydra() -> None:
     plain = identity.resolved(composed("importance=random", "seed=6", "runs_dir=there"))
     assert set(plain) == set(schema.ExperimentConfig.__dataclass_fields__)
-    assert plain["importance"] == {"normalization": "none", "halves": True, "seed": 6}
+    assert plain["importance"] == {"normalization": "none", "normalization_power": 1.0, "halves": True, "seed": 6}
     assert plain["model"]["dtype"] == "float32"
     assert plain["cache_dir"] == "there/.cache"

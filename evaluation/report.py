@@ -33,14 +33,16 @@ def report_rows(metrics: Mapping[str, float | None]) -> list[list[Row]]:
     ]
     texts = sorted({name.split("/", 1)[1] for name in metrics if "/ppl/" in name})
     text = [_row(metrics, perplexity_label(metrics, name), name, _plain("{:.2f}")) for name in texts]
+    for name in texts:
+        label = perplexity_label(metrics, name).replace("perplexity", "bits/byte", 1)
+        text.append(_row(metrics, label, name.replace("ppl", "bits_per_byte", 1), _plain("{:.4f}")))
     text.append(_row(metrics, f"next-token accuracy{mark(metrics, 'probe')}", "probe/tok_acc", _plain("{:.4f}")))
     cost = [
         _row(metrics, "parameters", "params", _plain("{:,.0f}")),
         _row(metrics, "MACs (one sequence)", "macs", _scaled(1e9, " G")),
         _row(metrics, "weights", "weights_bytes", _scaled(2**20, " MiB")),
         _row(metrics, "peak memory", "peak_bytes", _scaled(2**20, " MiB")),
-        _row(metrics, "prefill, tokens/s", "prefill_tok_s", _plain("{:,.0f}")),
-        _row(metrics, "decode, tokens/s", "decode_tok_s", _plain("{:,.1f}")),
+        *_speed_rows(metrics),
     ]
     return [[row for row in part if row.cells] for part in (zeroshot, text, cost)]
 
@@ -177,6 +179,22 @@ def _row(metrics: Mapping[str, float | None], label: str, name: str, form: Calla
         if value is not None:
             cells[stage] = form(value, metrics.get(f"{stage}/{name}_stderr"))
     return Row(label, cells)
+
+
+def _speed_rows(metrics: Mapping[str, float | None]) -> list[Row]:
+    """Return a row for each kind of speed at each batch size, the smallest first."""
+    sizes = sorted({int(name.partition("@")[2]) for name in metrics if "_tok_s@" in name})
+    kinds = (
+        ("prefill, tokens/s", "prefill_tok_s", "{:,.0f}"),
+        ("prefill speed-up", "prefill_speedup", "{:.2f}x"),
+        ("decode, tokens/s", "decode_tok_s", "{:,.1f}"),
+        ("decode speed-up", "decode_speedup", "{:.2f}x"),
+    )
+    return [
+        _row(metrics, f"{label}, batch of {size}", f"{name}@{size}", _plain(form))
+        for label, name, form in kinds
+        for size in sizes
+    ]
 
 
 def _plain(form: str) -> Callable[..., str]:

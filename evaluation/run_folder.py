@@ -86,7 +86,7 @@ class RunFolder:
 
     def begin(self) -> None:
         """Clear what an unfinished or forced run left that could be taken for this one's."""
-        for name in ("result.json", "events.jsonl"):
+        for name in ("result.json", "events.jsonl", "generations.json"):
             (self.path / name).unlink(missing_ok=True)
         unfinished = self.path.glob(".*.*")  # files of a process that was killed
         for leftover in (self.path / "zeroshot", self.path / "texts", *unfinished):
@@ -113,7 +113,7 @@ class RunFolder:
         write_text(self.path / "events.jsonl", "".join(json_text(event) + "\n" for event in self.events))
 
     def keep_outcomes(self, stage: str, outcomes: dict[str, dict[str, Any]]) -> None:
-        """Write what was found item by item to `zeroshot/<task>.json` and `texts/<name>.json`, beside other stages'."""
+        """Write what was found item by item to `zeroshot/<task>.json` and so on, beside other stages'."""
         for name, found in outcomes.items():
             path = self.path / f"{name}.json"
             try:

@@ -4,9 +4,11 @@ It gives the scores of lm-eval's own ``HFLM``, whose tokenisation, generation an
 token sequences of all requests are packed as prefix trees in the rows of a batch, and vocabulary logits are computed
 only where a token is scored.
 
-The surprise: a row is a depth-first walk of its trees, so the tokens below a node are contiguous and "token i sees
-token j" is just ``j <= i < end[j]``. Models for which such a mask is wrong (ALiBi, sliding windows, recurrent layers)
-are found when the scorer is built and get one row per distinct sequence instead.
+Models for which the mask of such a row is wrong (ALiBi, sliding windows, recurrent layers) are found when the scorer is
+built and get one row per distinct sequence instead.
+
+The surprise: what goes into a batch depends on the requests alone, not on how wide the model is. So a cut never changes
+the shapes in which a model is scored, which in bf16 would move its scores.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from lm_eval.models.huggingface import HFLM
 
+from evaluation.prefix_trees import OPEN, TOKENS_PER_BATCH, Job, Row, pack
 from pruning.progress import loop
 
 if TYPE_CHECKING:
@@ -28,90 +31,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OPEN = 1 << 30
 LOGIT_ROWS = 256
+WIDTH = 576
+"""Hidden size for which it is worked out what pays off in a row; that of the model itself shrinks when it is cut."""
+
 UNSUPPORTED = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
-
-
-class Job(NamedTuple):
-    """One request: its place in the list, the tokens fed to the model, and the last tokens to predict."""
-
-    place: int
-    inputs: list[int]
-    targets: list[int]
-
-
-@dataclass
-class Row:
-    """One or more prefix trees of token sequences, laid out depth first.
-
-    Attributes:
-        tokens: token of each node.
-        positions: depth of each node, which is its position in its own sequence.
-        ends: index just past the last descendant of each node; ``OPEN`` while the tree can still grow below it.
-        path: nodes of the sequence added last.
-        jobs: every job, with the nodes whose logits predict its targets.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    path: list[int] = field(default_factory=list)
-    jobs: list[tuple[Job, list[int]]] = field(default_factory=list)
-
-    @property
-    def is_chain(self) -> bool:
-        """Whether no node has two children, so that plain causal attention is right."""
-        return len(self.path) == len(self.tokens)
-
-    def shared(self, inputs: list[int]) -> int:
-        """Length of the prefix that ``inputs`` has in common with the sequence added last."""
-        pairs = enumerate(zip(self.path, inputs, strict=False))
-        return next((i for i, (node, token) in pairs if self.tokens[node] != token), min(len(self.path), len(inputs)))
-
-    def takes(self, inputs: list[int], shared: int, capacity: int, width: int) -> bool:
-        """Whether ``inputs``, of which the last path has the first ``shared`` tokens, belongs in this row."""
-        if self.is_chain and shared == len(self.path):
-            return True
-        # A token costs about 24 * width**2 FLOP in a layer, an attended pair 4 * width. Sharing saves tokens, but the
-        # masked pairs between branches are computed as well; in a short row they are next to nothing, so that even
-        # strangers (shared == 0) go together there, which saves padding.
-        new = len(inputs) - shared
-        size = len(self.tokens) + new
-        pays = 2 * new * (len(self.tokens) - shared) < 6 * width * shared or size <= width // 4
-        return pays and size <= capacity
-
-    def add(self, job: Job, shared: int) -> None:
-        """Append the part of ``job.inputs`` behind its first ``shared`` tokens, which the last path has already."""
-        size, new = len(self.tokens), job.inputs[shared:]
-        for node in self.path[shared:]:
-            self.ends[node] = size
-        self.path = self.path[:shared] + list(range(size, size + len(new)))
-        self.tokens += new
-        self.positions += range(shared, len(job.inputs))
-        self.ends += [OPEN] * len(new)
-        self.jobs.append((job, self.path[-len(job.targets) :]))
-
-
-def pack(jobs: Sequence[Job], capacity: int, width: int) -> list[Row]:
-    """Pack jobs into as few tokens as pays off.
-
-    Args:
-        jobs: what to score, in any order: the rows do not depend on it.
-        capacity: most tokens in a row of several branches.
-        width: hidden size of the model, or 0 to build no branches at all.
-
-    Returns:
-        Rows, the branching ones first, longest first: batches are padded little and the largest comes early.
-    """
-    rows: list[Row] = []
-    for job in sorted(jobs, key=lambda job: (job.inputs, job.targets)):
-        shared = rows[-1].shared(job.inputs) if rows else 0
-        if not rows or not rows[-1].takes(job.inputs, shared, capacity, width):
-            rows.append(Row())
-            shared = 0
-        rows[-1].add(job, shared)
-    return sorted(rows, key=lambda row: (row.is_chain, -len(row.tokens)))
 
 
 @contextmanager
@@ -134,7 +58,7 @@ class SharedContextLM(HFLM):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        tokens_per_batch: int = 1024,
+        tokens_per_batch: int = TOKENS_PER_BATCH,
         batch_size: int = 8,
         **options: Any,
     ) -> None:
@@ -143,7 +67,8 @@ class SharedContextLM(HFLM):
         Args:
             model: causal language model, on its device; neither weights nor training flags change.
             tokenizer: its tokenizer; as with ``HFLM``, it gets a padding token if it has none.
-            tokens_per_batch: most tokens in a batch, padding included, unless one sequence alone is longer.
+            tokens_per_batch: most tokens in a batch, padding included, unless one sequence alone is longer; 1 for one
+                sequence in a batch.
             batch_size: prompts generated together, and windows of a long text scored in one go.
             options: passed on to ``HFLM``, for instance ``max_length`` or ``add_bos_token``.
         """
@@ -181,8 +106,9 @@ class SharedContextLM(HFLM):
                 batch = self._next_batch(rows)
                 try:
                     scored = self._score(batch)
-                except torch.OutOfMemoryError:
-                    if len(batch) == 1 and batch[0].is_chain:
+                except RuntimeError as error:
+                    alone = len(batch) == 1 and batch[0].is_chain
+                    if alone or not should_reduce_batch_size(error):
                         raise
                     self._shrink(sum(len(row.tokens) for row in batch))
                     rows = self._pack([job for row in rows for job, _ in row.jobs])
@@ -277,7 +203,7 @@ class SharedContextLM(HFLM):
         # Windows do not show on short sequences either, and a mask given by us would switch them off.
         windows = [getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size")]
         if not any(window and window < self.max_length for window in windows):
-            self._width = self.model.get_input_embeddings().embedding_dim
+            self._width = WIDTH
         if self._width and not self._reproduces(truth):
             self._width = 0
         if not self._width:

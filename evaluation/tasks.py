@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from typing import Any
 from evaluation.items import BUNDLED, bundled_items
 from pruning.cache import Cache, digest, file_digest
 from pruning.files import write_text
+
+log = logging.getLogger(__name__)
 
 SCORED = ("multiple_choice", "loglikelihood")
 """Kinds of lm-eval tasks whose items are scored by log-likelihood and end in an accuracy."""
@@ -72,6 +76,38 @@ def find_items(task: str, data_dir: str | None, num_fewshot: int, cache: Cache) 
             f"the scored ones. Put {task}.train.jsonl beside {task}.jsonl in evaluation.data_dir, or use num_fewshot=0"
         )
     return TaskData(task, file, train_file)
+
+
+def check_counts(data: TaskData, items: int | None, num_fewshot: int) -> None:
+    """Say so where a task has fewer local items than are asked for, all of which are then scored.
+
+    Raises:
+        ValueError: there are no items, a line is not a JSON object, or there are too few examples for the prompts.
+    """
+    if data.file is None:
+        return
+    count = _count_items(data.file)
+    if count == 0:
+        raise ValueError(f"evaluation.tasks: {data.task} has no items: {data.file} is empty")
+    if items is not None and items > count:
+        log.warning("evaluation.items=%d: %s has %d items; all of them are scored", items, data.task, count)
+    if num_fewshot and data.train_file and (examples := _count_items(data.train_file)) < num_fewshot:
+        raise ValueError(
+            f"evaluation.num_fewshot={num_fewshot}: {data.train_file.name} has {examples} examples; "
+            f"add some, or use at most num_fewshot={examples}"
+        )
+
+
+def _count_items(file: Path) -> int:
+    """Return the number of items in a .jsonl file; raise at a line that is none."""
+    text = file.read_text(encoding="utf-8")
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    for number, line in lines:
+        with suppress(ValueError):
+            if isinstance(json.loads(line), dict):
+                continue
+        raise ValueError(f"{file}, line {number}: not a JSON object; one item a line is expected")
+    return len(lines)
 
 
 def load_task(data: TaskData, num_fewshot: int, folder: Path) -> Any:

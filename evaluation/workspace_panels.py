@@ -34,6 +34,9 @@ class Study:
     texts: list[str]
     """`<corpus>@<window>`."""
 
+    decode_speeds: list[str]
+    """`decode_tok_s@<batch size>`."""
+
     colours: dict[str, str]
     """Id of a W&B run -> the colour of its estimator."""
 
@@ -51,6 +54,7 @@ def describe_study(runs: Sequence[tuple[Path, RunResult]], project: str | None, 
         entity=tracking.entity or "",
         tasks=list(dict.fromkeys(f"{task}/{metric}" for _, task, metric, _, stderr, _ in rows if stderr is not None)),
         texts=sorted({name.split("/ppl/")[1] for _, run in runs for name in run.metrics if "/ppl/" in name}),
+        decode_speeds=sorted(name[10:] for name in newest.metrics if name.startswith("recovered/decode_tok_s@")),
         colours={
             (folder / RUN_ID).read_text(encoding="utf-8").strip(): colours[run.choices["importance"]]
             for folder, run in runs
@@ -98,7 +102,12 @@ def sections(study: Study) -> list[Section]:
             "What the recovered model costs, against how good it is.",
             [
                 _scatter("zero-shot mean by parameters", "recovered/params", QUALITY),
-                _scatter("zero-shot mean by decoding speed", "recovered/decode_tok_s", QUALITY),
+                *(
+                    _scatter(
+                        f"zero-shot mean by decoding speed, batch of {name.split('@')[1]}", f"recovered/{name}", QUALITY
+                    )
+                    for name in study.decode_speeds
+                ),
             ],
         ),
     ]

@@ -11,7 +11,8 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from evaluation.tasks import STOCK_FILES, find_items, load_task
+from evaluation.prefix_trees import TOKENS_PER_BATCH
+from evaluation.tasks import STOCK_FILES, check_counts, find_items, load_task
 from pruning.cache import Cache, digest
 from pruning.progress import loop
 
@@ -36,43 +37,68 @@ class ZeroShot:
         self.items = items
         self.num_fewshot = num_fewshot
         self.cache = cache
+        self.tokens_per_batch = TOKENS_PER_BATCH
+        """Less once a batch did not fit in memory: models that are scored later begin with what fitted."""
         self.data = {task: find_items(task, data_dir, num_fewshot, cache) for task in tasks}
+        for data in self.data.values():
+            check_counts(data, items, num_fewshot)
         self._tasks: dict[str, Any] = {}
         for task in tasks:
             if task not in STOCK_FILES or self.data[task].file is None:
                 self._task(task)  # an unknown name or items that cannot be fetched end here, before any work
 
     def score(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_fingerprint: str
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        model_fingerprint: str,
+        *,
+        alone: int | None = None,
     ) -> dict[str, dict[str, Any]]:
-        """Return for every task its `metrics` and the outcome of every item; scored before -> read from the cache."""
-        vocabulary = digest(sorted(tokenizer.get_vocab().items()))
+        """Return for every task its `metrics` and the outcome of every item; scored before -> read from the cache.
+
+        What a task gave is kept as soon as it is done, so a killed run goes on with the next task.
+
+        Args:
+            model: to score.
+            tokenizer: its tokenizer.
+            model_fingerprint: hash of its configuration and weights.
+            alone: score so many items of each task only, each token sequence in a batch of its own.
+        """
+        inputs = self._inputs(tokenizer, model_fingerprint, alone)
+        tokens_per_batch = 1 if alone else self.tokens_per_batch
         scorers: list[Any] = []
 
         def score_task(task: str) -> dict[str, Any]:
             from evaluation.scorer import SharedContextLM
 
             if not scorers:
-                scorers.append(SharedContextLM(model, tokenizer))
-            return run_task(self._task(task), task, scorers[0], self.items)
+                scorers.append(SharedContextLM(model, tokenizer, tokens_per_batch=tokens_per_batch))
+            return run_task(self._task(task), task, scorers[0], alone or self.items)
 
         results = {}
-        with loop("zero-shot", len(self.data)) as step:
+        with loop("zero-shot, alone" if alone else "zero-shot", len(self.data)) as step:
             for task, data in self.data.items():
                 step(0, now=task)
-                inputs = {
-                    "model": model_fingerprint,
-                    "vocabulary": vocabulary,
-                    "task": task,
-                    "data": data.identity,
-                    "items": self.items,
-                    "num_fewshot": self.num_fewshot,
-                }
-                results[task] = self.cache.json("zeroshot", inputs, partial(score_task, task))
-                shown = ", ".join(f"{name} {value:.4g}" for name, value in results[task]["metrics"].items())
-                log.info("  %s: %s", task, shown)
+                asked = inputs | {"task": task, "data": data.identity}
+                results[task] = self.cache.json("zeroshot", asked, partial(score_task, task))
+                if not alone:
+                    shown = ", ".join(f"{name} {value:.4g}" for name, value in results[task]["metrics"].items())
+                    log.info("  %s: %s", task, shown)
                 step()
+        if scorers and not alone:
+            self.tokens_per_batch = scorers[0].tokens_per_batch
         return results
+
+    def _inputs(self, tokenizer: PreTrainedTokenizerBase, model_fingerprint: str, alone: int | None) -> dict[str, Any]:
+        """Return what the scores of every task depend on."""
+        inputs = {
+            "model": model_fingerprint,
+            "vocabulary": digest(sorted(tokenizer.get_vocab().items())),
+            "items": alone or self.items,
+            "num_fewshot": self.num_fewshot,
+        }
+        return inputs | ({"alone": True} if alone else {})
 
     def _task(self, task: str) -> Any:
         """Return lm-eval's task object, made once."""

@@ -53,6 +53,10 @@ class Bench:
     watched: dict[str, torch.Tensor]
     """Texts that tell how the recovery goes, (N, T) each."""
 
+    def load_dense(self) -> Any:
+        """Return another copy of the dense model."""
+        return self.config.model.load(self.cache, self.device)[0]
+
     def recover(self, model: Any, steps: range, *, silent: bool = False, noise: Noise | None = None) -> RecoveryReport:
         """Train `model` for some of the recovery's steps, in place."""
         from evaluation.generalization import gaps
@@ -70,7 +74,7 @@ class Bench:
             cache=self.cache,
             log=log,
             watched=(self.watched if self.config.recovery.watch_every else {}) | validation,
-            teacher=lambda: self.config.model.load(self.cache, self.device)[0],
+            teacher=self.load_dense,
             cut_maps=cut_maps(model, touched),
             noise=noise,
         )

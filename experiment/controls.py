@@ -28,7 +28,7 @@ def random_control(bench: Bench) -> tuple[dict[str, float], Probe | None]:
     if not (config.stability.random_control and config.pruning.ratio):
         return {}, None
     with bench.run.stage("random control"):
-        model, _ = config.model.load(bench.cache, bench.device)
+        model = bench.load_dense()
         plan = prune_at_random(model, bench.layout, bench.chooser, config.seed)
         trainings = [steps] if (steps := config.recovery.steps_after(0, 1)) else []
         metrics, probe = recover_control(bench, model, trainings)

@@ -39,14 +39,13 @@ def experiment(bench: Bench) -> tuple[dict[str, float], list[dict[str, float]]]:
 
     with bench.run.stage("recovered"):
         recovered = bench.evaluator.snapshot(bench.model)
-        metrics |= staged("recovered", recovered.measure())
+        metrics |= staged("recovered", recovered.measure(bench.load_dense))
         bench.run.keep_outcomes("recovered", recovered.outcomes())
         metrics |= bench.flatness.measure("recovered", bench.model, report.adapter)
         metrics |= gap_summary({name: recovered.text(text) for name, text in bench.watched.items() if name != "probe"})
 
     with bench.run.stage("control"):
-        control_model, _ = bench.config.model.load(bench.cache, bench.device)
-        control_metrics, control = recover_control(bench, control_model, [each.steps for each in reports])
+        control_metrics, control = recover_control(bench, bench.load_dense(), [each.steps for each in reports])
         metrics |= staged("control", control_metrics)
     random_metrics, random = random_control(bench)
 
@@ -85,7 +84,7 @@ def prune_and_recover(bench: Bench) -> tuple[dict[str, float], list[RecoveryRepo
                 with run.stage("pruned"):
                     ratios = bench.chooser.allocator.ratios(model, lasting) | {"ratio_targeted": plan.ratio_reached}
                     sure = {f"scores/{name}": value for name, value in scores.metrics().items()}
-                    metrics = staged("pruned", pruned.measure() | ratios | sure)
+                    metrics = staged("pruned", pruned.measure(bench.load_dense) | ratios | sure)
                     run.keep_outcomes("pruned", pruned.outcomes())
                     metrics |= bench.flatness.measure("pruned", model)
         if progress == 1:

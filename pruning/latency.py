@@ -26,6 +26,7 @@ from pruning.layout import DecoderLayout
 from pruning.model import fingerprint
 from pruning.progress import track
 from pruning.surgery import cut
+from pruning.timing import prefill, seconds_in_turn, seconds_of, token_ids
 from pruning.units import PruningPlan, UnitGroup
 
 log = logging.getLogger(__name__)
@@ -101,16 +102,8 @@ def describe_machine(device: torch.device) -> dict[str, str | int | None]:
 
 def relative_prefill(model: PreTrainedModel, candidate: PreTrainedModel, config: LatencyConfig) -> float:
     """Return the candidate's prefill time as a fraction of the model's."""
-    ids = torch.arange(config.batch_size * config.tokens, device=model.device) % model.config.vocab_size
-    ids = ids.view(config.batch_size, config.tokens)
-
-    def prefill(which: PreTrainedModel) -> None:
-        which(input_ids=ids, use_cache=False, logits_to_keep=1)
-        if ids.device.type == "cuda":
-            torch.cuda.synchronize(ids.device)
-
-    with torch.inference_mode():
-        return paired_quotient(lambda: prefill(model), lambda: prefill(candidate), config.repetitions)
+    ids = token_ids(model, config.batch_size, config.tokens)
+    return paired_quotient(lambda: prefill(model, ids), lambda: prefill(candidate, ids), config.repetitions)
 
 
 def paired_quotient(
@@ -121,17 +114,10 @@ def paired_quotient(
 ) -> float:
     """Return the median, over pairs that run one directly after the other, of other's time over the reference's.
 
-    The first pair warms up and is not counted; every second pair runs in the other order.
+    The first pair warms up and is not counted; every second pair runs in the other order (`seconds_in_turn`).
     """
-    quotients = []
-    for pair in range(pairs + 1):
-        seconds: dict[bool, float] = {}
-        for is_reference in (pair % 2 == 0, pair % 2 == 1):
-            start = clock()
-            (reference if is_reference else other)()
-            seconds[is_reference] = clock() - start
-        quotients.append(seconds[False] / seconds[True])
-    return statistics.median(quotients[1:])
+    seconds = seconds_in_turn([lambda: seconds_of(reference, clock), lambda: seconds_of(other, clock)], pairs)
+    return statistics.median(theirs / own for own, theirs in zip(*seconds, strict=True))
 
 
 def find_amount(asked: float, most: int, finest: int, measure: Callable[[int], float], tolerance: float) -> int:

@@ -64,7 +64,7 @@ class Choice:
         if not self.points > 0:
             raise ValueError(f"--points {self.points}: must be above 0; 1 is one hundredth of accuracy")
         for name in self.quality:
-            if "/ppl/" in name or name.endswith("/loss"):
+            if "/ppl/" in name or "/bits_per_byte/" in name or name.endswith("/loss"):
                 raise ValueError(f"--quality {name}: must be an accuracy, of which points below dense can be counted")
 
 

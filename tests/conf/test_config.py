@@ -185,6 +185,7 @@ def test_an_unknown_key_dies_at_composition_and_is_named(override: str) -> None:
         ("evaluation.items=0", r"evaluation\.items=0: must be at least 1"),
         ("evaluation.text_tokens=1", r"evaluation\.text_tokens=1: must be at least 2"),
         ("evaluation.windows=[128,1]", r"evaluation\.windows=\[128, 1\]: every window must be at least 2"),
+        ("evaluation.generations=-1", r"evaluation\.generations=-1: must be at least 0"),
         ("evaluation.num_fewshot=-1", r"evaluation\.num_fewshot=-1: must be at least 0"),
         ("stability.blocks=1", r"stability\.blocks=1: must be at least 2"),
         ("stability.confidence=95", r"stability\.confidence=95\.0: must be in \(0, 1\)"),
@@ -197,10 +198,16 @@ def test_a_value_out_of_range_names_key_value_and_range(override: str, message: 
         schema.typed(changed(override))
 
 
-@pytest.mark.parametrize("key", ["macs_tokens", "batch_size", "prefill_tokens", "decode_tokens", "repetitions"])
+@pytest.mark.parametrize("key", ["macs_tokens", "prefill_tokens", "decode_tokens", "repetitions"])
 def test_a_cost_shape_of_nothing_names_key_and_value(key: str) -> None:
     with pytest.raises(ValueError, match=rf"evaluation\.cost\.{key}=0: must be"):
         schema.typed(changed(f"evaluation.cost.{key}=0"))
+
+
+@pytest.mark.parametrize("sizes", ["[]", "[8, 0]"])
+def test_batch_sizes_of_nothing_name_key_and_value(sizes: str) -> None:
+    with pytest.raises(ValueError, match=rf"evaluation\.cost\.batch_sizes={re.escape(sizes)}: must be"):
+        schema.typed(changed(f"evaluation.cost.batch_sizes={sizes}"))
 
 
 def test_a_schedule_without_events_names_key_and_value() -> None:

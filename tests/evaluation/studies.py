@@ -81,8 +81,8 @@ def _stage(harm: float, ratio: float, noise: random.Random) -> dict[str, float]:
         "weights_bytes": 538060032 * size,
         "macs": 8606711808 * size,
         "peak_bytes": 540000000 * size,
-        "prefill_tok_s": 300 / size * noise.uniform(0.9, 1.1),
-        "decode_tok_s": 15 / size * noise.uniform(0.9, 1.1),
+        "prefill_tok_s@8": 300 / size * noise.uniform(0.9, 1.1),
+        "decode_tok_s@1": 15 / size * noise.uniform(0.9, 1.1),
     }
 
 

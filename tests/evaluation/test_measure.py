@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from evaluation.stability import StabilityConfig
 from pruning.cache import Cache
 from tests.conftest import build
 
-COST = CostConfig(macs_tokens=8, batch_size=1, prefill_tokens=16, decode_tokens=2, repetitions=1)
+COST = CostConfig(macs_tokens=8, batch_sizes=[2], prefill_tokens=16, decode_tokens=2, repetitions=2)
 QUICK = CostConfig(enabled=False)
 
 
@@ -80,7 +81,8 @@ def test_every_measure_is_there_under_its_name(
         *(f"zeroshot/piqa/{name}" for name in ("acc", "acc_norm", "stderr", "n", "chance")),
         *("zeroshot/mean", "zeroshot/mean_stderr", "zeroshot/mean_tasks"),
         *("probe/tok_acc", "probe/loss", "ppl/river@16", "ppl/river@32"),
-        *("params", "weights_bytes", "macs", "prefill_tok_s", "decode_tok_s"),
+        *("bits_per_byte/river@16", "bits_per_byte/river@32", "params", "weights_bytes", "macs"),
+        *(f"{work}_tok_s{spread}@2" for work in ("prefill", "decode") for spread in ("", "_iqr")),
     }
     above = {f"zeroshot/mean_above_chance{end}" for end in ("", "_stderr", "_tasks")}
     assert expected <= set(found) <= expected | above | {"peak_bytes"}
@@ -94,6 +96,29 @@ def test_a_model_measured_twice_has_equal_figures_and_is_scored_once(
     again = evaluator(folder, tokenizer).snapshot(build("llama_gqa_tied")).measure()
     assert again == first
     assert len(counted) == 4
+
+
+def test_the_noise_floor_is_measured_of_the_dense_model_only_and_once(
+    tokenizer: PreTrainedTokenizerBase, folder: Path, counted: list[str]
+) -> None:
+    bench = evaluator(folder, tokenizer, texts={}, noise_items=4)
+    dense, other = build("llama_gqa_tied"), build("llama_mha")
+    found = bench.snapshot(dense).measure()
+    assert found["zeroshot/piqa/noise_floor"] == 0  # in float32
+    assert 0 <= found["zeroshot/piqa/noise_nats"] < 1e-3
+    assert not [name for name in bench.snapshot(other).measure() if "noise" in name]
+    assert counted.count("task") == 3
+    assert evaluator(folder, tokenizer, texts={}, noise_items=4).snapshot(dense).measure() == found
+    assert counted.count("task") == 3
+
+
+def test_the_noise_of_a_16_bit_model_is_measured_by_default(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    assert not [name for name in evaluator(folder, tokenizer).snapshot(llama).measure() if "noise" in name]
+    found = evaluator(folder, tokenizer).snapshot(llama.bfloat16()).measure()
+    assert found["zeroshot/piqa/noise_nats"] > 0
+    assert found["zeroshot/mean_noise_floor"] == found["zeroshot/piqa/noise_floor"]
 
 
 def test_a_changed_weight_is_measured_anew(
@@ -170,13 +195,43 @@ def test_outcomes_are_of_every_item_and_every_window_without_measuring_again(
     counted.clear()
     found = snapshot.outcomes()
     assert counted == []
-    assert set(found) == {"zeroshot/piqa", "texts/probe", "texts/river@16", "texts/river@32"}
+    assert set(found) == {"zeroshot/piqa", "texts/probe", "texts/river@16", "texts/river@32", "generations"}
     assert [item["doc_id"] for item in found["zeroshot/piqa"]["outcomes"]] == list(range(6))
     text = found["texts/river@32"]
     assert sum(text["loss_sums"]) / (8 * 31) == pytest.approx(math.log(metrics["ppl/river@32"]))
     assert len({found[name]["blocks"] for name in found if name.startswith("texts/")}) == 3
     again = evaluator(folder, tokenizer).snapshot(build("llama_mha")).outcomes()
     assert again["texts/river@32"]["blocks"] == text["blocks"]
+
+
+def test_a_pruned_model_is_timed_against_a_dense_one_only_where_that_is_asked_for(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    loaded = []
+
+    def load_dense() -> PreTrainedModel:
+        loaded.append(build("llama_gqa_tied"))
+        return loaded[-1]
+
+    found = evaluator(folder, tokenizer, tasks=[], cost=COST).snapshot(llama).measure(load_dense)
+    assert {name for name in found if "speedup" in name} == {
+        *("prefill_speedup@2", "prefill_speedup_iqr@2", "decode_speedup@2", "decode_speedup_iqr@2")
+    }
+    assert len(loaded) == 1
+    for cost in (replace(COST, paired=False), QUICK):
+        found = evaluator(folder, tokenizer, tasks=[], cost=cost).snapshot(llama).measure(load_dense)
+        assert not any("speedup" in name for name in found)
+    assert len(loaded) == 1
+
+
+def test_bits_per_byte_are_those_of_the_bytes_behind_the_first_of_every_window(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    text = (folder / "river.txt").read_text(encoding="utf-8").replace("river", "fl\u0151v")
+    (folder / "river.txt").write_text(text, encoding="utf-8")
+    found = evaluator(folder, tokenizer, text_tokens=None).snapshot(llama).measure()
+    bits_per_token = math.log2(found["ppl/river@32"])
+    assert found["bits_per_byte/river@32"] == pytest.approx(bits_per_token)  # this tokenizer has one token a byte
 
 
 def test_the_mean_above_chance_is_over_the_dense_models_tasks(

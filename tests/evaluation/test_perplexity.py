@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from evaluation.perplexity import TextScore, score_text, token_divergence
+from evaluation.perplexity import TextScore, score_text, scored_bytes, token_divergence
 from tests.conftest import build
 
 
@@ -82,6 +84,61 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(
 def test_a_hopeless_perplexity_is_infinite_and_does_not_fail() -> None:
     assert TextScore([8000.0], [0], 10).perplexity == math.inf
     assert TextScore([20.0, 40.0], [0, 0], 10).perplexity == pytest.approx(math.exp(3))
+
+
+TEXT = "Zoë paid 5 €\tfor 漢字 and  😀.\n\nNext: naïve <mark> text. " * 3
+
+
+def byte_level() -> PreTrainedTokenizerBase:
+    """Return a byte-level tokenizer with merges, where characters it has not met fall into several tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=280, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["and text for naïve and text"], trainer)
+    tokenizer.add_tokens(["<mark>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def sentence_pieces() -> PreTrainedTokenizerBase:
+    """Return a tokenizer of the SentencePiece kind, where characters it does not know fall into their bytes."""
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = ["<unk>", *fallback, "▁", *"abdefgimnoprtvwxyZëïN.:", "an", "and", "▁and", "te", "▁te"]
+    merges = [("a", "n"), ("an", "d"), ("▁", "and"), ("t", "e"), ("▁", "te")]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_tokens(["<mark>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("make", [byte_level, sentence_pieces])
+def test_the_bytes_of_windows_are_those_of_the_text_behind_their_first_tokens(
+    make: Callable[[], PreTrainedTokenizerBase],
+) -> None:
+    tokenizer = make()
+    ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == TEXT
+    one = scored_bytes(tokenizer, torch.tensor([[0, *ids]]))
+    assert one == len(TEXT.encode())
+    for length in (2, 3, 5, 8):
+        windows = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
+        first = sum(scored_bytes(tokenizer, torch.tensor([[0, token]])) for token in windows[:, 0].tolist())
+        tail = scored_bytes(tokenizer, torch.tensor([[0, *ids[windows.numel() :]]]))
+        assert scored_bytes(tokenizer, windows) == len(TEXT.encode()) - first - tail
+    assert 0 < len(ids) < len(TEXT.encode())
+
+
+def test_a_model_that_knows_nothing_needs_the_bits_of_its_vocabulary_for_each_token(
+    llama: PreTrainedModel, tokens: torch.Tensor, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with torch.no_grad():
+        llama.get_output_embeddings().weight.zero_()
+    assert scored_bytes(tokenizer, tokens) == 6 * 23  # one token a byte
+    assert score_text(llama, tokens).bits_per_byte(6 * 23) == pytest.approx(math.log2(258), rel=1e-5)
+    assert TextScore([3.0, 5.0], [0, 0], 4).bits_per_byte(20) == pytest.approx(8 / 20 / 0.6931471805599453)
 
 
 def test_scoring_leaves_the_model_as_it_was(llama: PreTrainedModel, tokens: torch.Tensor) -> None:

@@ -35,8 +35,8 @@ METRICS = {
     "dense/macs": 8606711808.0,
     "dense/weights_bytes": 538060032,
     "dense/peak_bytes": 638060032,
-    "dense/prefill_tok_s": 1234.5,
-    "dense/decode_tok_s": 23.45,
+    "dense/prefill_tok_s@8": 1234.5,
+    "dense/decode_tok_s@1": 23.45,
 }
 STAGED = {
     name.replace("dense", stage, 1): value

@@ -25,7 +25,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from evaluation.scorer import OPEN, Job, SharedContextLM, pack
+from evaluation.prefix_trees import OPEN, Job, pack
+from evaluation.scorer import SharedContextLM
 
 MAX_LENGTH = 48
 NATS = 1e-3
@@ -228,7 +229,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(
 
     def small(rows: list) -> torch.Tensor:
         if len(rows) * max(len(row.tokens) for row in rows) > room:
-            raise torch.OutOfMemoryError
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return run(rows)
 
     monkeypatch.setattr(scorer, "_states", small)
@@ -237,6 +238,82 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(
     room = 3
     with pytest.raises(torch.OutOfMemoryError):
         scorer.loglikelihood(requests(PAIRS), disable_tqdm=True)
+
+
+class FailingFirst(nn.Module):
+    """Runs a model after it has raised an error a few times."""
+
+    def __init__(self, model: nn.Module, error: str, times: int) -> None:
+        super().__init__()
+        self.forwards, self.error, self.times = model.forward, error, times
+
+    def forward(self, **inputs: object) -> object:
+        if self.times:
+            self.times -= 1
+            raise RuntimeError(self.error)
+        return self.forwards(**inputs)
+
+
+def test_a_processor_without_memory_is_given_smaller_batches(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The allocator of the processor has no error class of its own: its words tell."""
+    model = build("llama")
+    wanted = SharedContextLM(model, tokenizer).loglikelihood(requests(PAIRS), disable_tqdm=True)
+    scorer = SharedContextLM(model, tokenizer)
+    error = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ..."
+    failing = FailingFirst(model.model, error, times=3)
+    model.model.forward = failing.forward
+    assert_same(scorer.loglikelihood(requests(PAIRS), disable_tqdm=True), wanted)
+    assert failing.times == 0
+    assert scorer.tokens_per_batch <= 1024 // 8
+    assert sum("out of memory" in record.message for record in caplog.records) == 1
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tokenizer: PreTrainedTokenizerFast) -> None:
+    """They end the scoring as they are."""
+    model = build("llama")
+    scorer = SharedContextLM(model, tokenizer)
+    model.model.forward = FailingFirst(model.model, "sizes do not match", times=1).forward
+    with pytest.raises(RuntimeError, match="sizes do not match"):
+        scorer.loglikelihood(requests(PAIRS), disable_tqdm=True)
+
+
+def test_a_narrower_model_is_scored_in_the_same_batches(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Tokens, positions and masks of every batch are those of the wider model: no cut changes a shape."""
+
+    def batches(hidden_size: int) -> list[dict[str, torch.Tensor]]:
+        model = LlamaForCausalLM(LlamaConfig(**(LLAMA | {"hidden_size": hidden_size}))).eval()
+        scorer, seen, forward = SharedContextLM(model, tokenizer, tokens_per_batch=256), [], model.model.forward
+
+        def recorded(**inputs: torch.Tensor) -> object:
+            seen.append(inputs)
+            return forward(**inputs)
+
+        model.model.forward = recorded
+        scorer.loglikelihood(requests(PAIRS), disable_tqdm=True)
+        return seen
+
+    wide, narrow = batches(512), batches(16)
+    assert len(wide) > 1
+    assert len(wide) == len(narrow)
+    assert any("attention_mask" in batch for batch in wide)
+    for first, second in zip(wide, narrow, strict=True):
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first if name != "use_cache")
+
+
+def test_with_one_token_a_batch_every_sequence_is_alone(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No padding, no branches, and the scores of full batches."""
+    model = build("llama")
+    scorer = SharedContextLM(model, tokenizer, tokens_per_batch=1)
+    batches, run = [], scorer._states
+    monkeypatch.setattr(scorer, "_states", lambda rows: batches.append(rows) or run(rows))
+    alone = scorer.loglikelihood(requests(PAIRS), disable_tqdm=True)
+    assert all(len(rows) == 1 and rows[0].is_chain for rows in batches)
+    assert_same(alone, SharedContextLM(model, tokenizer).loglikelihood(requests(PAIRS), disable_tqdm=True))
 
 
 def test_training_flags_survive(tokenizer: PreTrainedTokenizerFast) -> None:

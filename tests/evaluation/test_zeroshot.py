@@ -11,6 +11,7 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import evaluation.zeroshot
+from evaluation.precision import noise_metrics
 from evaluation.tasks import STOCK_FILES
 from evaluation.zeroshot import (
     ZeroShot,
@@ -209,11 +210,45 @@ def test_items_limits_the_task_to_its_first_lines(
         assert few["loglikelihoods"] == pytest.approx(all_["loglikelihoods"], abs=1e-3)
 
 
-def test_more_items_than_there_are_is_all_of_them(
-    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache, folder: Path
+def test_more_items_than_there_are_is_all_of_them_and_said(
+    llama: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Cache,
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     found = ZeroShot(["piqa"], 1000, 0, str(folder), cache).score(llama, tokenizer, "model")
     assert found["piqa"]["metrics"]["n"] == COUNT
+    assert f"evaluation.items=1000: piqa has {COUNT} items; all of them are scored" in caplog.text
+
+
+def test_as_many_items_as_there_are_is_nothing_to_say(
+    cache: Cache, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ZeroShot(["piqa"], COUNT, 0, str(folder), cache)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\n", "piqa has no items: .*piqa.jsonl is empty"),
+        ('{"goal": "a"}\n\n{"goal": "b"\n', "piqa.jsonl, line 3: not a JSON object"),
+        ("[1, 2]\n", "piqa.jsonl, line 1: not a JSON object"),
+    ],
+)
+def test_a_file_without_items_or_with_a_damaged_line_is_refused(
+    cache: Cache, folder: Path, text: str, message: str
+) -> None:
+    (folder / "piqa.jsonl").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        ZeroShot(["piqa"], None, 0, str(folder), cache)
+
+
+def test_more_examples_in_the_prompt_than_there_are_is_refused(cache: Cache, folder: Path) -> None:
+    write(folder / "arc_easy.train.jsonl", made("arc_easy", seed=1, count=3))
+    with pytest.raises(ValueError, match=r"num_fewshot=4: arc_easy\.train\.jsonl has 3 examples"):
+        ZeroShot(["arc_easy"], None, 4, str(folder), cache)
 
 
 def test_a_missing_file_is_named_with_what_there_is(cache: Cache, folder: Path) -> None:
@@ -251,6 +286,72 @@ def test_scores_are_read_from_the_cache_for_the_same_question_only(
     changed = ZeroShot(["piqa"], None, 0, str(folder), cache).score(llama, tokenizer, "one")
     assert counted == ["piqa"] * 4
     assert changed["piqa"]["outcomes"] != first["piqa"]["outcomes"]
+
+
+def test_a_killed_scoring_goes_on_with_the_next_task(
+    llama: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Cache,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks = ["piqa", "boolq", "winogrande", "openbookqa", "arc_easy"]
+    score_task, begun = evaluation.zeroshot.run_task, []
+
+    def killed_in_the_third(task: Any, name: str, *rest: Any) -> dict[str, Any]:
+        begun.append(name)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return score_task(task, name, *rest)
+
+    monkeypatch.setattr(evaluation.zeroshot, "run_task", killed_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        ZeroShot(tasks, 3, 0, str(folder), cache).score(llama, tokenizer, "one")
+    found = ZeroShot(tasks, 3, 0, str(folder), cache).score(llama, tokenizer, "one")
+    assert begun == [*tasks[:3], *tasks[2:]]
+    assert found == ZeroShot(tasks, 3, 0, str(folder), Cache(folder / "other")).score(llama, tokenizer, "one")
+
+
+def test_items_scored_alone_are_kept_apart_and_agree_in_float32(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache, folder: Path, counted: list[str]
+) -> None:
+    tasks = ZeroShot(["piqa", "lambada_openai"], None, 0, str(folder), cache)
+    scores = tasks.score(llama, tokenizer, "one")
+    alone = tasks.score(llama, tokenizer, "one", alone=5)
+    assert tasks.score(llama, tokenizer, "one", alone=5) == alone
+    assert ZeroShot(["piqa"], 5, 0, str(folder), cache).score(llama, tokenizer, "one")["piqa"]["metrics"]["n"] == 5
+    assert counted == ["piqa", "lambada_openai"] * 2 + ["piqa"]
+    found = noise_metrics(scores, alone)
+    assert all(found[f"zeroshot/{task}/noise_floor"] == 0 for task in tasks.data)
+    assert all(found[f"zeroshot/{task}/noise_nats"] < 1e-3 for task in tasks.data)
+
+
+def test_models_that_are_scored_later_begin_with_the_batches_that_fitted(
+    llama: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Cache,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from evaluation.scorer import SharedContextLM
+
+    run = SharedContextLM._states
+
+    def small(self: Any, rows: list[Any]) -> Any:
+        if len(rows) * max(len(row.tokens) for row in rows) > 300:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return run(self, rows)
+
+    wanted = ZeroShot(["piqa"], None, 0, str(folder), Cache(folder / "other")).score(llama, tokenizer, "one")
+    monkeypatch.setattr(SharedContextLM, "_states", small)
+    tasks = ZeroShot(["piqa", "winogrande"], None, 0, str(folder), cache)
+    found = tasks.score(llama, tokenizer, "one")
+    assert tasks.tokens_per_batch <= 300
+    tasks.score(build("llama_mha"), tokenizer, "other")
+    assert caplog.text.count("out of memory") == 1
+    for first, second in zip(found["piqa"]["outcomes"], wanted["piqa"]["outcomes"], strict=True):
+        assert first["loglikelihoods"] == pytest.approx(second["loglikelihoods"], abs=1e-3)
 
 
 def test_a_task_that_is_nowhere_is_an_error_with_advice(

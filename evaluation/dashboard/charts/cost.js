@@ -1,6 +1,6 @@
 "use strict";
 
-/** Metric -> what it is called, and how it is shown. */
+/** Metric -> what it is called, and how it is shown. Speeds stand once for each batch size: `decode_tok_s@8`. */
 const COSTS = {
   params: ["parameters", (value) => value],
   macs: ["multiply-accumulates of one sequence", (value) => value],
@@ -19,9 +19,9 @@ addChart({
       name: "cost",
       label: "Cost",
       options: () =>
-        Object.entries(COSTS)
-          .filter(([name]) => present(`recovered/${name}`))
-          .map(([name, [label]]) => [name, label]),
+        Object.keys(COSTS)
+          .flatMap((base) => measuredCosts(base))
+          .map((name) => [name, costLabel(name)]),
     },
   ],
   draw(runs, chosen) {
@@ -48,16 +48,27 @@ addChart({
         ),
       ),
     ];
-    const xaxis = { title: axisTitle(COSTS[chosen.cost][0]) };
+    const xaxis = { title: axisTitle(costLabel(chosen.cost)) };
     return { data, layout: { xaxis, yaxis: qualityAxis(`${label}, ${STAGES[view.stage]}`) } };
   },
 });
+
+/** The names under which a cost was measured of recovered models. */
+function measuredCosts(base) {
+  const name = `recovered/${base}`;
+  return metricNames((one) => one === name || one.startsWith(`${name}@`)).map((one) => one.slice("recovered/".length));
+}
+
+function costLabel(name) {
+  const [base, size] = name.split("@");
+  return size ? `${COSTS[base][0]}, batch of ${size}` : COSTS[base][0];
+}
 
 /** A run at one stage in the plane of cost and quality; null where one of the two is not known. */
 function costPoint(run, stage, cost) {
   const [spent, gained] = [metric(run, `${stage}/${cost}`), metric(run, `${stage}/${view.measure}`)];
   if (spent === null || gained === null) return null;
-  const [label, shown] = COSTS[cost];
+  const [label, shown] = [costLabel(cost), COSTS[cost.split("@")[0]][1]];
   const lines = [`${label}: ${formatted(shown(spent))}`, `${measure().label}: ${formatted(gained)}`];
   return { run, x: shown(spent), y: gained, lines };
 }
@@ -68,7 +79,7 @@ function denseCosts(runs, cost) {
     const points = members.map((run) => costPoint(run, "dense", cost)).filter(Boolean);
     if (!points.length) return [];
     const [x, y] = ["x", "y"].map((axis) => mean(points.map((point) => point[axis])));
-    return [{ model, x, y, lines: [`${COSTS[cost][0]}: ${formatted(x)}`, `${measure().label}: ${formatted(y)}`] }];
+    return [{ model, x, y, lines: [`${costLabel(cost)}: ${formatted(x)}`, `${measure().label}: ${formatted(y)}`] }];
   });
 }
 

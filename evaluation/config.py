@@ -83,6 +83,7 @@ class EvaluationConfig:
             ("batch_size", 1),
             ("num_fewshot", 0),
             ("noise_items", 0),
+            ("generations", 0),
         ):
             value = getattr(self, name)
             if value is not None and value < low:

@@ -57,6 +57,7 @@ print("the end")
 """
 
 
+@pytest.mark.slow  # a terminal is drawn too seldom on a machine under load
 def test_a_line_for_every_job_follows_it_in_the_terminal(tmp_path: Path) -> None:
     sent = in_a_terminal([sys.executable, "-c", SWEEP, str(tmp_path / "runs"), "here"])
     lines = frames(sent)
@@ -81,6 +82,7 @@ def test_a_line_for_every_job_follows_it_in_the_terminal(tmp_path: Path) -> None
     assert not [line for line in stays if line.startswith(("state ", "done ", "running "))]
 
 
+@pytest.mark.slow  # a terminal is drawn too seldom on a machine under load
 def test_what_other_processes_print_goes_to_a_file_and_leaves_the_table_whole(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     sent = in_a_terminal([sys.executable, "-c", SWEEP, str(runs), "elsewhere"])

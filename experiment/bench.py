@@ -10,9 +10,10 @@ import torch
 
 from conf import schema
 from evaluation.algorithmic_stability.pool import draw_pool
+from evaluation.algorithmic_stability.twins import Twins
 from evaluation.contamination import check_tested_texts
 from evaluation.flatness.config import FlatnessMeter
-from evaluation.generalization import out_of_domain_source, watched_texts
+from evaluation.generalization import gaps, out_of_domain_source, watched_texts
 from evaluation.measure import Evaluator
 from evaluation.run_folder import RunFolder
 from evaluation.tracking import Tracker
@@ -28,6 +29,7 @@ from pruning.rounds import Chooser
 from pruning.run_texts import RunTexts, draw_texts
 from recovery.base import RecoveryReport
 from recovery.lora import Lora
+from recovery.targets import cut_maps
 
 
 @dataclass
@@ -44,12 +46,16 @@ class Bench:
     layout: DecoderLayout
     chooser: Chooser
     texts: RunTexts
+
     twin_pool: torch.Tensor
     """(P, T), what twin recoveries read; empty without."""
+
     nearness: dict[str, float]
     """Metrics that say how near each tested text is to `texts`."""
+
     evaluator: Evaluator
     flatness: FlatnessMeter
+
     watched: dict[str, torch.Tensor]
     """Texts that tell how the recovery goes, (N, T) each."""
 
@@ -59,10 +65,6 @@ class Bench:
 
     def recover(self, model: Any, steps: range, *, silent: bool = False, noise: Noise | None = None) -> RecoveryReport:
         """Train `model` for some of the recovery's steps, in place."""
-        from evaluation.generalization import gaps
-        from pruning.grouping import find_units
-        from recovery.targets import cut_maps
-
         touched = self.chooser.allocator.touched(find_units(model, self.layout))
         validation = {"validation": self.texts.validation} if len(self.texts.validation) else {}
         log = (lambda _: None) if silent else self.tracker.log
@@ -92,6 +94,7 @@ def prepare(config: schema.ExperimentConfig, run: RunFolder, tracker: Tracker) -
     Raises:
         ValueError: it cannot; the message names the key, the value, what is allowed and the fix.
     """
+    check_controls(config)
     if config.pruning.ratio:
         config.recovery.check_events(config.schedule.num_events)
     config.recovery.check_removal(config.removal, config.schedule.num_events)
@@ -145,3 +148,18 @@ def prepare(config: schema.ExperimentConfig, run: RunFolder, tracker: Tracker) -
         flatness=config.flatness.meter(model, layout, tokenizer, cache, factors),
         watched=watched_texts(texts, evaluator, other),
     )
+
+
+def check_controls(config: schema.ExperimentConfig) -> None:
+    """Raise a ValueError for what a run would be compared with although it is trained otherwise."""
+    if not config.removal.is_temporary:
+        return
+    asked = {
+        "stability.random_control=true": config.stability.random_control,
+        "algorithmic_stability=twins": isinstance(config.algorithmic_stability, Twins),
+    }
+    for option, chosen in asked.items():
+        if chosen:
+            raise ValueError(
+                f"{option}: trains its models without the noise that this removal acts by; leave it out, or use removal=cut"
+            )

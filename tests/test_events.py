@@ -130,6 +130,8 @@ def test_units_re_enter_at_zero_and_grow_where_their_weights_are_trained(tmp_pat
     [
         (["compensation=bias", *ITERATIVE, *ZEROING], r"compensation: .* use compensation=none"),
         ([*ITERATIVE, *ZEROING, "removal.reentry=zero"], r"removal\.reentry=zero: .*use recovery=full"),
+        ([*ITERATIVE, *ZEROING, "stability.random_control=true"], r"stability\.random_control=true: .*use removal=cut"),
+        ([*ITERATIVE, *ZEROING, "algorithmic_stability=twins"], r"algorithmic_stability=twins: .*use removal=cut"),
         (["schedule=stability_target", "schedule.smallest_step=0.2"], r"schedule\.smallest_step=0\.2"),
     ],
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 from evaluation.contamination import mark
 from evaluation.dashboard.runs import RunRecord
-from evaluation.report import perplexity_label
+from evaluation.report_rows import perplexity_label
 from evaluation.zeroshot import SEVEN, main_metric
 
 GROUPS = {

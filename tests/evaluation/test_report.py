@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from evaluation.report import fact_rows, model_card, perplexity_label, print_report, report_rows
+from evaluation.report import model_card, print_report
+from evaluation.report_rows import fact_rows, perplexity_label, report_rows
 from evaluation.result import RunResult
 
 METRICS = {
@@ -74,3 +75,11 @@ def test_the_printed_table_fits_a_page(capsys: pytest.CaptureFixture[str]) -> No
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     assert any("perplexity, books@128 (in domain)" in line for line in lines)
+
+
+def test_flatness_stands_beside_its_stages() -> None:
+    metrics = METRICS | {"flatness/dense/trC_relative": 2.0, "flatness/recovered/trC_relative": 1234.5}
+    (row,) = report_rows(metrics)[-1]
+    assert row.label == "gradient second moment, relative"
+    assert row.cells == {"dense": "2", "recovered": "1.23e+03"}
+    assert report_rows(METRICS)[-1] == []

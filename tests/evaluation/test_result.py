@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from evaluation.report import fact_rows, model_card, per_task_table, print_report, report_rows
+from evaluation.report import model_card, per_task_table, print_report
+from evaluation.report_rows import fact_rows, report_rows
 from evaluation.result import RunResult, describe_environment
 from evaluation.run_folder import RunFolder
 

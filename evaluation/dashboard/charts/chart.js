@@ -2,7 +2,7 @@
 // What all charts share: where they stand, how they look, their own choices, what is said when nothing can be drawn.
 
 /**
- * {id, title, note, wide, choices: [{name, label, options()}], listeners: {event(chart, detail)},
+ * {id, title, note, shape (wide, tall or neither), choices: [{name, label, options()}], listeners: {event(chart, detail)},
  * draw(runs, chosen) -> {data, layout, note} or {empty: why}}
  */
 const CHARTS = [];
@@ -34,7 +34,7 @@ function placeChart(chart) {
   const title = element("h2", { id: `${chart.id}-title` }, chart.title);
   const figure = element("figure", {}, chart.place, chart.caption);
   const head = element("div", { className: "head" }, title, ...controls);
-  const attributes = { id: chart.id, className: chart.wide ? "wide" : "", "aria-labelledby": title.id };
+  const attributes = { id: chart.id, className: chart.shape ?? "", "aria-labelledby": title.id };
   document.getElementById("charts").append(element("section", attributes, head, figure));
 }
 

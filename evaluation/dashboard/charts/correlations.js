@@ -16,6 +16,7 @@ const KINDS = [
 addChart({
   id: "correlations",
   title: "Correlations",
+  shape: "tall",
   note: `Pearson's r with Fisher's 95 % interval, where ${ENOUGH_RUNS} runs or more have both figures.`,
   choices: [
     { name: "x", label: "with", options: causes },

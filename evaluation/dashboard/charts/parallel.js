@@ -7,7 +7,7 @@ const brushes = [];
 addChart({
   id: "parallel",
   title: "Parallel coordinates",
-  wide: true,
+  shape: "wide",
   note: "One line a run. Drag over a part of an axis to keep the runs that pass there; double-click to keep all again.",
   draw(runs) {
     const axes = parallelAxes(runs);

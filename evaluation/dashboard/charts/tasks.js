@@ -3,7 +3,7 @@
 addChart({
   id: "tasks",
   title: "Tasks",
-  wide: true,
+  shape: "wide",
   note:
     "Bars: the mean over seeds, with the standard error that comes from the sampled items. Dashed: the dense model; " +
     "dotted: what guessing reaches.",

@@ -5,7 +5,7 @@ const WIDTHS = { mlp_channels: "MLP channels", query_heads: "query heads", kv_he
 addChart({
   id: "widths",
   title: "Widths of the layers",
-  wide: true,
+  shape: "wide",
   note: "One row a pruned model, one cell a layer that is left; 0 where a part is gone.",
   choices: [
     {

@@ -2,21 +2,19 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
-from functools import lru_cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from conf import identity, schema
+from conf import schema
+from tests.conf.composing import CONF, composed
 
-CONF = Path(schema.__file__).parent
+pytestmark = pytest.mark.usefixtures("registered")
+
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 CHOSEN = [(group, option) for group, option in OPTIONS if group != "experiment"]
 SEARCH = find_spec("hydra_plugins.hydra_optuna_sweeper")
@@ -26,19 +24,6 @@ NEEDED = {
     ("data", "local"): ["data.path=some.txt"],
     ("data", "mixture"): ["+data.parts={books: {path: some.txt}}"],
 }
-
-
-@pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    schema.register()
-    identity.register()
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        yield
-
-
-@lru_cache
-def composed(*overrides: str) -> DictConfig:
-    return compose("config", overrides=list(overrides), return_hydra_config=True)
 
 
 def changed(override: str) -> DictConfig:

@@ -2,32 +2,16 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
-from functools import lru_cache
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from conf import identity, schema
+from tests.conf.composing import CONF, composed
 
-CONF = Path(schema.__file__).parent
-
-
-@pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    schema.register()
-    identity.register()
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        yield
-
-
-@lru_cache
-def composed(*overrides: str) -> DictConfig:
-    return compose("config", overrides=list(overrides), return_hydra_config=True)
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def key(*overrides: str) -> str:

@@ -18,19 +18,14 @@ from recovery.base import When
 from recovery.lora import Lora
 from tests.evaluation.studies import make_unfinished, small_study
 from tests.evaluation.tradeoff_study import RATIO as ASKED
-from tests.evaluation.tradeoff_study import STEPS, changed, make_tradeoff, part
+from tests.evaluation.tradeoff_study import STEPS, changed, make_tradeoff, make_unfinished_tradeoff, part
 
 QUICK = Settings(resamples=300, given=(RATIO, TAIL_STEPS))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """27 runs of 9 arms, a failed and a pending one."""
-    study = tmp_path_factory.mktemp("runs") / "tradeoff"
-    results = make_tradeoff(study)
-    for state, seed in (("failed", 8), (None, 9)):
-        make_unfinished(study, dataclasses.replace(results[0], name=f"run-{seed}"), state)
-    return study
+    return make_unfinished_tradeoff(tmp_path_factory.mktemp("runs") / "tradeoff")
 
 
 @pytest.fixture(scope="module")

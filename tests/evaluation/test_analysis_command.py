@@ -16,20 +16,15 @@ from evaluation.analysis.estimate import Settings
 from evaluation.analysis.observations import Study, read_study
 from evaluation.analysis.study_analysis import FINAL, Choice, analyse_study
 from evaluation.result import RunResult
-from tests.evaluation.studies import make_study, make_unfinished
-from tests.evaluation.tradeoff_study import make_tradeoff, part
+from tests.evaluation.studies import make_study
+from tests.evaluation.tradeoff_study import make_unfinished_tradeoff, part
 
 QUICK = Settings(resamples=300, given=("recovery/tail_steps",))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """27 runs of 9 arms, a failed and a pending one."""
-    study = tmp_path_factory.mktemp("runs") / "tradeoff"
-    results = make_tradeoff(study)
-    for state, seed in (("failed", 8), (None, 9)):
-        make_unfinished(study, dataclasses.replace(results[0], name=f"run-{seed}"), state)
-    return study
+    return make_unfinished_tradeoff(tmp_path_factory.mktemp("runs") / "tradeoff")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 from evaluation.analysis.observations import Study
 from evaluation.dashboard.runs import RunRecord
 from evaluation.result import RunResult
-from tests.evaluation.studies import make_result, write_status
+from tests.evaluation.studies import make_result, make_unfinished, write_status
 
 DIRECTIONS = {"smallest": 0.5, "random": 1.0, "largest": 1.6}
 """Direction -> how much harm its cuts do."""
@@ -91,3 +91,11 @@ def part(study: Study, kept: Callable[[str, RunRecord], bool]) -> Study:
     """The study with only the runs that `kept` takes, by arm and record."""
     chosen = [row for row in zip(study.runs, study.curves, study.arms, strict=True) if kept(row[2], row[0])]
     return Study(study.title, *map(tuple, zip(*chosen, strict=True)), {})
+
+
+def make_unfinished_tradeoff(study: Path) -> Path:
+    """Write 27 runs of 9 arms, a failed and a pending one into a folder, and return it."""
+    first, *_ = make_tradeoff(study)
+    for state, seed in (("failed", 8), (None, 9)):
+        make_unfinished(study, dataclasses.replace(first, name=f"run-{seed}"), state)
+    return study

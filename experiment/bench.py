@@ -27,9 +27,9 @@ from pruning.model import choose_device
 from pruning.noise import Noise
 from pruning.rounds import Chooser
 from pruning.run_texts import RunTexts, draw_texts
-from recovery.base import RecoveryReport
 from recovery.lora import Lora
 from recovery.targets import cut_maps
+from recovery.task import RecoveryReport, RecoveryTask
 
 
 @dataclass
@@ -68,18 +68,16 @@ class Bench:
         touched = self.chooser.allocator.touched(find_units(model, self.layout))
         validation = {"validation": self.texts.validation} if len(self.texts.validation) else {}
         log = (lambda _: None) if silent else self.tracker.log
-        report = self.config.recovery.recover(
-            model,
+        task = RecoveryTask(
             self.texts.recovery,
-            steps=steps,
-            seed=self.config.seed,
-            cache=self.cache,
-            log=log,
+            steps,
+            self.config.seed,
+            self.load_dense,
             watched=(self.watched if self.config.recovery.watch_every else {}) | validation,
-            teacher=self.load_dense,
             cut_maps=cut_maps(model, touched),
             noise=noise,
         )
+        report = self.config.recovery.recover(model, task, self.cache, log)
         if report.diverged:
             self.run.note(f"recovery: a training diverged; its state after step {report.taken_step} was taken")
         for point in report.trajectory:

@@ -20,7 +20,7 @@ from pruning.grouping import find_units
 from pruning.importance.scoring import UnitScores
 from pruning.removal import Event
 from pruning.units import PruningPlan
-from recovery.base import RecoveryReport, whole_report
+from recovery.task import RecoveryReport, whole_report
 
 
 def experiment(bench: Bench) -> tuple[dict[str, float], list[dict[str, float]]]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from pruning.cache import Cache
     from pruning.documents import Documents
-    from pruning.noise import Noise
     from pruning.removal import UnitRemoval
-    from recovery.objectives import Teacher
+    from recovery.task import RecoveryReport, RecoveryTask
 
 Log = Callable[[dict[str, float]], None]
 
@@ -27,62 +23,6 @@ class When(Enum):
 
     last = "last"
     each = "each"
-
-
-@dataclass(frozen=True)
-class RecoveryReport:
-    """What one training did."""
-
-    steps: range = range(0)
-    """Which of all steps were due."""
-
-    tokens: int = 0
-    """Tokens trained on, repetitions counted."""
-
-    trained_parameters: int = 0
-    train_loss: float = math.nan
-    """Mean loss over the last tenth of the steps, nats per token, in training mode. NaN when there were no steps."""
-
-    adapter: Path | None = None
-    """Folder of the trained adapter in peft's own format."""
-
-    trajectory: list[dict[str, float]] = field(default_factory=list)
-    """One row for each step at which the watched texts were scored: `step`, of the whole budget, and of each text
-    `<name>/loss` (nats per token) and `<name>/tok_acc` (fraction), in evaluation mode."""
-
-    diverged: bool = False
-    """Whether the loss was no number any more or ran away, so that training stopped and an earlier state was taken."""
-
-    taken_step: int = 0
-    """Steps of all steps done when the weights were as they were taken: the last, unless it diverged or was ended early."""
-
-    merge_error: float = 0.0
-    """Largest difference of the logits on one batch before and after merging, relative to the largest logit."""
-
-    seconds: float = field(default=0.0, compare=False)
-    """Time that the training took when it was done, what its objective needs of the dense model included."""
-
-    def metrics(self) -> dict[str, float]:
-        """Return the figures under their logged names."""
-        names = ("tokens", "trained_parameters", "train_loss", "diverged", "taken_step", "merge_error", "seconds")
-        return {"recovery/steps": float(len(self.steps))} | {
-            f"recovery/{name}": float(getattr(self, name)) for name in names
-        }
-
-
-def whole_report(reports: Sequence[RecoveryReport]) -> RecoveryReport:
-    """Return one report of all trainings of a run, in their order: sums, and else what the last one has."""
-    if not reports:
-        return RecoveryReport()
-    return replace(
-        reports[-1],
-        steps=range(reports[0].steps.start, reports[-1].steps.stop),
-        tokens=sum(report.tokens for report in reports),
-        diverged=any(report.diverged for report in reports),
-        merge_error=max(report.merge_error for report in reports),
-        seconds=sum(report.seconds for report in reports),
-        trajectory=[row for report in reports for row in report.trajectory],
-    )
 
 
 @dataclass
@@ -172,38 +112,16 @@ class Recovery:
         """Return the documents of the recovery's own text; empty where it reads the run's `data`."""
         return []
 
-    def recover(
-        self,
-        model: PreTrainedModel,
-        blocks: torch.Tensor,
-        *,
-        steps: range,
-        seed: int,
-        cache: Cache,
-        log: Log,
-        watched: Mapping[str, torch.Tensor],
-        teacher: Teacher,
-        cut_maps: Collection[str] | None = None,
-        noise: Noise | None = None,
-    ) -> RecoveryReport:
+    def recover(self, model: PreTrainedModel, task: RecoveryTask, cache: Cache, log: Log) -> RecoveryReport:
         """Train `model` in place for some of the steps.
 
-        The result depends on the model, the blocks of these steps, the watched texts and the seed only, so it is kept in the
-        cache.
+        The result depends on the model and the task only, so it is kept in the cache.
 
         Args:
             model: in evaluation mode before and after.
-            blocks: token ids for all steps, (N, T), or rows of examples (N, 3, T) (`pruning.packing`); the blocks of step s
-                are s * batch_size to (s + 1) * batch_size - 1.
-            steps: which of all steps are done now, at least one.
-            seed: of the adapters' initial values and of dropout.
+            task: what is done.
             cache: where the result is kept.
             log: receives the training loss as it comes, with its step.
-            watched: name -> token ids (N, T), scored in evaluation mode before the first of the steps, after the last, and
-                after every `watch_every` steps.
-            teacher: loads the dense model, for objectives that need it.
-            cut_maps: names of the linear maps that pruning may cut; None for all but the head.
-            noise: acts on the model from the first of the steps on; what it is belongs to what the result depends on.
         """
         raise NotImplementedError
 

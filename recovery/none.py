@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from recovery.base import Log, Recovery, RecoveryReport
+from recovery.base import Log, Recovery
+from recovery.task import RecoveryReport, RecoveryTask
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
     from pruning.cache import Cache
-    from pruning.noise import Noise
-    from recovery.objectives import Teacher
 
 
 @dataclass
@@ -30,19 +27,6 @@ class NoRecovery(Recovery):
         """Return (0, 0): no text is needed."""
         return 0, 0
 
-    def recover(
-        self,
-        model: PreTrainedModel,
-        blocks: torch.Tensor,
-        *,
-        steps: range,
-        seed: int,
-        cache: Cache,
-        log: Log,
-        watched: Mapping[str, torch.Tensor],
-        teacher: Teacher,
-        cut_maps: Collection[str] | None = None,
-        noise: Noise | None = None,
-    ) -> RecoveryReport:
+    def recover(self, model: PreTrainedModel, task: RecoveryTask, cache: Cache, log: Log) -> RecoveryReport:
         """Leave the model as it is."""
         return RecoveryReport()

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning.mixture import MixturePart, check_parts, part_documents
 from pruning.progress import loop
-from recovery.base import Log, Recovery, RecoveryReport
+from recovery.base import Log, Recovery
 from recovery.objectives import Objective
+from recovery.task import RecoveryReport, RecoveryTask
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 
     from pruning.cache import Cache
     from pruning.documents import Documents
-    from pruning.noise import Noise
     from pruning.removal import UnitRemoval
-    from recovery.objectives import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -170,27 +169,14 @@ class TrainedRecovery(Recovery):
         """Return the context in which `model` runs while it is trained."""
         return nullcontext()
 
-    def recover(
-        self,
-        model: PreTrainedModel,
-        blocks: torch.Tensor,
-        *,
-        steps: range,
-        seed: int,
-        cache: Cache,
-        log: Log,
-        watched: Mapping[str, torch.Tensor],
-        teacher: Teacher,
-        cut_maps: Collection[str] | None = None,
-        noise: Noise | None = None,
-    ) -> RecoveryReport:
+    def recover(self, model: PreTrainedModel, task: RecoveryTask, cache: Cache, log: Log) -> RecoveryReport:
         """Train for some of the steps and take the result into the model; see the base class."""
         from pruning.files import remove
         from recovery.training import REPORT, Training
 
-        own = blocks[steps.start * self.batch_size : steps.stop * self.batch_size]
-        maps = self.trained_maps(model, cut_maps)
-        training = Training(self, model, maps, own, steps, seed, watched, teacher, noise)
+        steps = task.steps
+        own = task.blocks[steps.start * self.batch_size : steps.stop * self.batch_size]
+        training = Training(self, model, self.trained_maps(model, task.cut_maps), replace(task, blocks=own))
         inputs = training.inputs()
         unfinished = cache.unfinished(self.kind, inputs)
         trained_now = []

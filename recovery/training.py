@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,12 @@ from pruning.cache import Cache
 from pruning.model import fingerprint
 from pruning.packing import token_count
 from recovery.kept_state import KeptState
-from recovery.objectives import Teacher, training_rows
+from recovery.objectives import training_rows
+from recovery.task import RecoveryTask
 from recovery.trainer import Course, LogStep, train
 from recovery.watching import WatchCallback
 
 if TYPE_CHECKING:
-    from pruning.noise import Noise
     from recovery.trained import TrainedRecovery
 
 REPORT = "report.json"
@@ -41,49 +41,43 @@ class Training:
     maps: list[str]
     """Names of the linear maps that are trained."""
 
-    blocks: torch.Tensor
-    """Of its own steps, (N, T) or (N, 3, T)."""
-
-    steps: range
-    seed: int
-    watched: Mapping[str, torch.Tensor]
-    teacher: Teacher
-    noise: Noise | None
+    task: RecoveryTask
+    """Its blocks are those of its own steps."""
 
     def inputs(self) -> dict[str, Any]:
         """Return what the result depends on."""
-        recovery = self.recovery
+        recovery, task = self.recovery, self.task
         return {
             "model": fingerprint(self.model),
             "settings": {name: value for name, value in recovery.settings().items() if name not in SCHEDULING},
-            "objective": [type(recovery.objective).__name__, recovery.objective.cache_inputs(self.teacher)],
+            "objective": [type(recovery.objective).__name__, recovery.objective.cache_inputs(task.teacher)],
             "maps": self.maps,
-            "steps": [self.steps.start, self.steps.stop],
-            "seed": self.seed,
-            "blocks": self.blocks.tolist(),
-            "watched": {name: text.tolist() for name, text in self.watched.items()},
-            "noise": self.noise and self.noise.identity,
+            "steps": [task.steps.start, task.steps.stop],
+            "seed": task.seed,
+            "blocks": task.blocks.tolist(),
+            "watched": {name: text.tolist() for name, text in task.watched.items()},
+            "noise": task.noise and task.noise.identity,
         }
 
     def carry_out(self, cache: Cache, folder: Path, unfinished: Path, log: LogStep) -> None:
         """Train, and write what came of it, and a report, into `folder`; checkpoints are in `unfinished` meanwhile."""
         started = time.monotonic()
-        recovery, model = self.recovery, self.model
-        loss = recovery.objective.batch_loss(model, self.blocks, self.teacher, cache)
-        set_seed(self.seed)
+        recovery, model, task = self.recovery, self.model, self.task
+        loss = recovery.objective.batch_loss(model, task.blocks, task.teacher, cache)
+        set_seed(task.seed)
         adapted = recovery.adapt(model, self.maps)
         watch = WatchCallback(
-            self.watched,
-            self.steps,
+            task.watched,
+            task.steps,
             recovery.watch_every,
             recovery.micro_batch_size,
             lambda: recovery.computing(model),
             recovery.patience,
             KeptState(),
         )
-        arguments = trainer_arguments(recovery, unfinished, len(self.steps), self.seed, model.device.type)
+        arguments = trainer_arguments(recovery, unfinished, len(task.steps), task.seed, model.device.type)
         with unchanged_config(model), less_memory(model, recovery.gradient_checkpointing):
-            course = train(adapted, training_rows(self.blocks), loss, arguments, watch, log, self.noise)
+            course = train(adapted, training_rows(task.blocks), loss, arguments, watch, log, task.noise)
         report = self._report(course) | {
             "trained_parameters": sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad),
             "seconds": time.monotonic() - started,
@@ -97,10 +91,10 @@ class Training:
         good = course.losses[: course.taken_step]
         tail = good[-max(1, len(good) // 10) :]
         return {
-            "tokens": token_count(self.blocks[: len(course.losses) * self.recovery.batch_size]),
+            "tokens": token_count(self.task.blocks[: len(course.losses) * self.recovery.batch_size]),
             "train_loss": sum(tail) / len(tail) if tail else math.nan,
             "diverged": course.diverged,
-            "taken_step": self.steps.start + course.taken_step,
+            "taken_step": self.task.steps.start + course.taken_step,
             "losses": course.losses,
             "trajectory": course.trajectory,
         }

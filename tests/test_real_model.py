@@ -27,6 +27,7 @@ from pruning.run_texts import draw_texts
 from pruning.surgery import cut
 from pruning.text import BundledPassages
 from recovery.lora import Lora
+from recovery.task import RecoveryTask
 
 pytestmark = pytest.mark.slow
 
@@ -93,16 +94,8 @@ def test_taylor_beats_magnitude_and_recovery_helps(
         assert prune(model, estimator, texts.calibration, shared) == pytest.approx(0.2, abs=1e-4)
     losses = [score_text(model, blocks).loss for model in (dense, by_taylor, by_magnitude)]
     assert losses[0] < losses[1] < losses[2]
-    recovery.recover(
-        by_taylor,
-        texts.recovery,
-        steps=range(recovery.steps),
-        seed=0,
-        cache=shared,
-        log=print,
-        watched={},
-        teacher=lambda: by_taylor,
-    )
+    task = RecoveryTask(texts.recovery, range(recovery.steps), 0, teacher=lambda: by_taylor)
+    recovery.recover(by_taylor, task, shared, log=print)
     assert score_text(by_taylor, blocks).loss < losses[1]
     save_checkpoint(by_taylor, tokenizer, tmp_path / "model")
     again = load_checkpoint(tmp_path / "model", torch.float32)

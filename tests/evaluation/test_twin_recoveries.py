@@ -17,6 +17,7 @@ from evaluation.perplexity import score_text
 from pruning.cache import Cache
 from pruning.model import fingerprint
 from recovery.lora import Lora
+from recovery.task import RecoveryTask
 
 PREFIX = "algorithmic_stability/"
 
@@ -141,16 +142,8 @@ def lora_training(recovery: Lora, fails_at: int | None = None) -> Train:
         if trainings == fails_at:
             raise KeyboardInterrupt
         every = recovery.steps_after(0, 1)
-        recovery.recover(
-            model,
-            blocks,
-            steps=every,
-            seed=seed,
-            cache=cache,
-            log=lambda _: None,
-            watched={},
-            teacher=lambda: pytest.fail("no teacher is needed"),
-        )
+        task = RecoveryTask(blocks, every, seed, teacher=lambda: pytest.fail("no teacher is needed"))
+        recovery.recover(model, task, cache, log=lambda _: None)
 
     return train
 

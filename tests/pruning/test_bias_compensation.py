@@ -160,15 +160,14 @@ def test_hidden_width_is_cut_from_biases_that_are_there(
 
 def test_recovery_leaves_added_biases_as_they_are(llama: PreTrainedModel, tokens: torch.Tensor, cache: Cache) -> None:
     from recovery.lora import Lora
+    from recovery.task import RecoveryTask
 
     corrections = compensate_and_cut(llama, BIAS, cache)
     names = [name for name, _ in llama.named_parameters()]
     before = {reader: bias_of(llama, reader).clone() for reader in corrections}  # type: ignore[union-attr]
     logits = llama(tokens).logits
     recovery = Lora(steps=2, batch_size=2, micro_batch_size=1, length=20, warmup_steps=1, learning_rate=1e-2)
-    recovery.recover(
-        llama, TEXT[:4], steps=range(recovery.steps), seed=0, cache=cache, log=print, watched={}, teacher=lambda: llama
-    )
+    recovery.recover(llama, RecoveryTask(TEXT[:4], range(recovery.steps), 0, teacher=lambda: llama), cache, log=print)
     assert [name for name, _ in llama.named_parameters()] == names
     assert all(torch.equal(bias_of(llama, reader), values) for reader, values in before.items())  # type: ignore[arg-type]
     assert not torch.allclose(llama(tokens).logits, logits, atol=1e-3)

@@ -15,6 +15,7 @@ from pruning.cache import Cache
 from pruning.model import RandomLlamaSource, fingerprint
 from recovery.full import FullFineTuning
 from recovery.lora import Lora
+from recovery.task import RecoveryTask
 from recovery.trained import TrainedRecovery
 from recovery.trainer import KEPT, TRAINED, last_checkpoint
 from tests.recovery.trainings import SMALL, text
@@ -45,16 +46,9 @@ def train(name: str, folder: Path, *, killed: bool = False) -> Outcome:
         if killed and row["recovery/step"] == KILLED_AT[name]:
             signal.raise_signal(signal.SIGKILL)
 
-    report = recovery.recover(
-        model,
-        text(recovery),
-        steps=range(recovery.steps),
-        seed=0,
-        cache=Cache(folder),
-        log=log,
-        watched={"validation": text(recovery)[:5].flip(1)},
-        teacher=lambda: model,
-    )
+    watched = {"validation": text(recovery)[:5].flip(1)}
+    task = RecoveryTask(text(recovery), range(recovery.steps), 0, teacher=lambda: model, watched=watched)
+    report = recovery.recover(model, task, Cache(folder), log)
     assert [row["recovery/step"] for row in done] == list(range(1, len(done) + 1))
     return Outcome(fingerprint(model), report.trajectory, report.taken_step, done)
 

@@ -14,9 +14,10 @@ from pruning.grouping import find_units
 from pruning.model import fingerprint
 from pruning.surgery import cut
 from pruning.units import PruningPlan
-from recovery.base import When, whole_report
+from recovery.base import When
 from recovery.lora import Lora
 from recovery.none import NoRecovery
+from recovery.task import RecoveryTask, whole_report
 from tests.recovery.trainings import SMALL, loss, recover, text
 
 
@@ -88,16 +89,7 @@ def test_a_step_sees_its_own_blocks_only(llama: PreTrainedModel, cache: Cache) -
     changed = blocks.clone()
     changed[: 3 * 4], changed[6 * 4 :] = 7, 7
     reports = [
-        recovery.recover(
-            copy.deepcopy(llama),
-            tokens,
-            steps=range(3, 6),
-            seed=0,
-            cache=cache,
-            log=lambda _: None,
-            watched={},
-            teacher=lambda: llama,
-        )
+        recover(copy.deepcopy(llama), recovery, cache, blocks=tokens, steps=range(3, 6))[0]
         for tokens in (blocks, changed)
     ]
     assert reports[0] == reports[1]
@@ -141,15 +133,7 @@ def test_values_out_of_range_are_refused(options: dict, message: str) -> None:
 
 def test_none_changes_nothing(llama: PreTrainedModel, cache: Cache) -> None:
     before = fingerprint(llama)
-    report = NoRecovery().recover(
-        llama,
-        torch.empty(0, 0),
-        steps=range(0),
-        seed=0,
-        cache=cache,
-        log=lambda _: pytest.fail("nothing to log"),
-        watched={},
-        teacher=lambda: llama,
-    )
+    task = RecoveryTask(torch.empty(0, 0), range(0), 0, teacher=lambda: llama)
+    report = NoRecovery().recover(llama, task, cache, log=lambda _: pytest.fail("nothing to log"))
     assert fingerprint(llama) == before
     assert report.metrics()["recovery/steps"] == 0

@@ -17,6 +17,7 @@ from pruning.surgery import cut
 from pruning.units import PruningPlan
 from recovery.lora import Lora
 from recovery.objectives import Distillation
+from recovery.task import RecoveryTask
 from tests.recovery.trainings import SMALL
 
 DRAW = torch.Generator().manual_seed(0)
@@ -32,15 +33,12 @@ def pruned(llama: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def arguments(cache: Cache, dense: PreTrainedModel, steps: int) -> dict:
-    return {
-        "steps": range(steps),
-        "seed": 0,
-        "cache": cache,
-        "log": lambda _: None,
-        "watched": {},
-        "teacher": lambda: dense,
-    }
+def task(blocks: torch.Tensor, dense: PreTrainedModel, steps: int) -> RecoveryTask:
+    return RecoveryTask(blocks, range(steps), 0, teacher=lambda: dense)
+
+
+def say_nothing(row: dict[str, float]) -> None:
+    pass
 
 
 def disagreement(model: PreTrainedModel, dense: PreTrainedModel) -> float:
@@ -55,12 +53,12 @@ def test_distillation_brings_the_pruned_model_back_to_the_dense_one(
 ) -> None:
     recovery = Lora(**SMALL | {"steps": 24, "learning_rate": 3e-3}, dropout=0.0, objective=Distillation())
     before, twin = disagreement(pruned, llama), copy.deepcopy(pruned)
-    report = recovery.recover(pruned, TEXT.repeat(2, 1), **arguments(cache, llama, 24))
+    report = recovery.recover(pruned, task(TEXT.repeat(2, 1), llama, 24), cache, say_nothing)
     assert disagreement(pruned, llama) < 0.75 * before
     assert report.train_loss < before
     assert report.seconds > 0
     monkeypatch.setattr("recovery.distillation.teacher_outputs", lambda *_: pytest.fail("asked again"))
-    again = recovery.recover(twin, TEXT.repeat(2, 1), **arguments(cache, llama, 24))
+    again = recovery.recover(twin, task(TEXT.repeat(2, 1), llama, 24), cache, say_nothing)
     assert fingerprint(twin) == fingerprint(pruned)
     assert again.seconds == report.seconds
 
@@ -70,8 +68,8 @@ def test_another_dense_model_is_another_training(pruned: PreTrainedModel, llama:
     other = copy.deepcopy(llama)
     with torch.no_grad():
         other.model.norm.weight.mul_(3)
-    recovery.recover(pruned, TEXT, **arguments(cache, llama, 2))
-    recovery.recover(twin, TEXT, **arguments(cache, other, 2))
+    recovery.recover(pruned, task(TEXT, llama, 2), cache, say_nothing)
+    recovery.recover(twin, task(TEXT, other, 2), cache, say_nothing)
     assert fingerprint(twin) != fingerprint(pruned)
 
 
@@ -87,7 +85,7 @@ def test_the_forward_passes_of_a_step_may_be_any(
         model = copy.deepcopy(pruned)
         options = {"steps": 2, "micro_batch_size": micro, "dropout": 0.0}
         objective = {} if pure else {"objective": Distillation(weight=0.5)}
-        report = Lora(**SMALL | options | objective).recover(model, rows, **arguments(cache, llama, 2))
+        report = Lora(**SMALL | options | objective).recover(model, task(rows, llama, 2), cache, say_nothing)
         losses.append(report.train_loss)
         with torch.no_grad():
             found.append(model(**model_inputs(rows)).logits)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from recovery.base import Recovery, RecoveryReport, When, whole_report
+from recovery.base import Recovery, When
 from recovery.lora import Lora
 from recovery.none import NoRecovery
+from recovery.task import RecoveryReport, whole_report
 
 
 def steps_of(recovery: Recovery, events: int) -> list[list[int]]:

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.cache import Cache
-from recovery.base import RecoveryReport
+from recovery.task import RecoveryReport, RecoveryTask
 from recovery.trained import TrainedRecovery
 
 SMALL: dict[str, Any] = {
@@ -32,8 +32,8 @@ def recover(
     model: PreTrainedModel, recovery: TrainedRecovery, cache: Cache, **options: Any
 ) -> tuple[RecoveryReport, list[dict[str, float]]]:
     logged: list[dict[str, float]] = []
-    arguments = {"steps": range(recovery.steps), "seed": 0, "watched": {}, "teacher": lambda: model} | options
-    report = recovery.recover(model, text(recovery), cache=cache, log=logged.append, **arguments)
+    given = {"blocks": text(recovery), "steps": range(recovery.steps), "seed": 0, "teacher": lambda: model} | options
+    report = recovery.recover(model, RecoveryTask(**given), cache, logged.append)
     return report, logged
 
 

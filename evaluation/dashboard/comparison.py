@@ -57,14 +57,20 @@ def facets(runs: Sequence[RunRecord]) -> tuple[list[dict[str, str]], list[dict[s
 def varying_keys(runs: Sequence[RunRecord]) -> dict[Options, set[str]]:
     """Return for every set of options the keys in which its finished runs differ, beside ratio and seed.
 
-    A key that older runs do not have does not make them differ.
+    A key that older runs do not have does not make them differ, nor does a seed of a part (`pruning.seed`) that is the run's
+    own seed in all of them.
     """
-    seen: dict[Options, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    seen: dict[Options, dict[str, set[tuple[str, bool]]]] = defaultdict(lambda: defaultdict(set))
     for run in runs:
         for key, value in run.config.items() if run.state == "done" else ():
             if key.split(".")[0] not in NO_CAUSE and key != "pruning.ratio":
-                seen[_options(run)][key].add(json.dumps(value, sort_keys=True))
-    return {options: {key for key in keys if len(keys[key]) > 1} for options, keys in seen.items()}
+                is_own_seed = key.endswith(".seed") and value == run.config.get("seed")
+                seen[_options(run)][key].add((json.dumps(value, sort_keys=True), is_own_seed))
+
+    def vary(found: set[tuple[str, bool]]) -> bool:
+        return len({value for value, _ in found}) > 1 and not all(is_own_seed for _, is_own_seed in found)
+
+    return {options: {key for key, found in keys.items() if vary(found)} for options, keys in seen.items()}
 
 
 def arms(runs: Sequence[RunRecord]) -> list[str]:

@@ -167,6 +167,15 @@ def test_a_key_that_older_runs_lack_makes_no_arm() -> None:
     assert arms([record(), old]) == ["taylor", "taylor"]
 
 
+def test_a_seed_of_a_part_that_is_the_runs_own_makes_no_arm() -> None:
+    own = [record(config={"seed": seed, "pruning.seed": seed, "importance.label_seed": 0}) for seed in (0, 1)]
+    assert arms(own) == ["taylor", "taylor"]
+    one = [record(config={"seed": seed, "pruning.seed": 0}) for seed in (0, 1)]
+    assert arms(one) == ["taylor", "taylor"]
+    other = [record(config={"seed": 0, "pruning.seed": seed}) for seed in (0, 1)]
+    assert arms(other) == ["taylor · seed=0", "taylor · seed=1"]
+
+
 def test_runs_that_are_not_done_make_no_arms() -> None:
     failed = record(state="failed", config={"importance.order": "second"}, choices={"pruning": "depth"})
     assert arms([record(), failed]) == ["taylor", "taylor"]

@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+import yaml
+
 from conf.schema import SCHEMAS, ExperimentConfig
 
 if TYPE_CHECKING:
@@ -65,6 +67,19 @@ def check_overrides(arguments: Sequence[str]) -> None:
 def asks_for_plan(arguments: Sequence[str]) -> bool:
     """Say whether `plan` is set on the command line."""
     return any(override.key_or_group == "plan" and override.value() is True for override in parse(arguments))
+
+
+def asks_for_sweep(arguments: Sequence[str]) -> bool:
+    """Say whether a preset is chosen that sweeps, and nothing else is said of the mode.
+
+    Hydra learns that from the preset only after it has refused other lists of values (`schedule=linear,cubic`) as ambiguous.
+    """
+    chosen = {override.key_or_group: override.value() for override in parse(arguments)}
+    preset = CONF / "experiment" / f"{chosen.get('experiment')}.yaml"
+    if "hydra.mode" in chosen or not preset.is_file():
+        return False
+    hydra = yaml.safe_load(preset.read_text(encoding="utf-8")).get("hydra", {})
+    return hydra.get("mode") == "MULTIRUN"
 
 
 def parse(arguments: Sequence[str]) -> list[Override]:

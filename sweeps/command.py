@@ -29,7 +29,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"{error}\n{SEE_HELP}")
     schema.register()
     identity.register()
-    if hints.asks_for_plan(arguments):  # of a single run too, which is then a sweep of one
+    if hints.asks_for_sweep(arguments) or hints.asks_for_plan(arguments):  # a plan of one run is that of a sweep of one
         sys.argv.append("hydra.mode=MULTIRUN")
     try:
         main()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.hints import asks_for_plan, check_overrides
+from conf.hints import asks_for_plan, asks_for_sweep, check_overrides
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,3 +128,11 @@ def test_a_missing_mandatory_value_is_named_without_a_traceback(tmp_path: Path) 
     assert found.returncode != 0
     assert "model.path" in found.stderr + found.stdout
     assert "Traceback" not in found.stderr
+
+
+def test_a_preset_that_sweeps_takes_other_lists_of_values() -> None:
+    assert asks_for_sweep(["experiment=stability_controller", "schedule=linear,cubic"])
+    assert not asks_for_sweep(["experiment=quickstart"])
+    assert not asks_for_sweep(["experiment=stability_controller", "hydra.mode=RUN"])
+    assert not asks_for_sweep(["experiment=no_such"])
+    assert not asks_for_sweep(["schedule=linear,cubic"])

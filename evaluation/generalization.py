@@ -32,22 +32,22 @@ GAPS = {"heldout": "gap", "out_of_domain": "gap_out_of_domain"}
 
 
 def generalization_summary(
-    final: Probe, dense: Probe, control: Probe, random: Probe | None, config: StabilityConfig
+    final: Probe, dense: Probe, control: Probe | None, random: Probe | None, config: StabilityConfig
 ) -> dict[str, float]:
     """Return `generalization/{final,retained,gain,gain_match}/*` with paired bootstrap intervals; above 0 or 1 = better.
 
     Args:
         final: probe of the recovered model.
         dense: of the model as it was loaded.
-        control: of the unpruned model given the same recovery.
+        control: of the unpruned model given the same recovery; None without.
         random: of the model pruned at random in one event, to the same ratio, given the same recovery; None without.
         config: confidence and number of resamples.
     """
     found = {f"final/{name}": value for name, value in final.measures().items()}
     found |= compared("retained", retained, final, dense, config)
-    found |= compared("gain", gain, final, control, config)
-    if random is not None:
-        found |= compared("gain_match", gain, final, random, config)
+    for kind, reference in (("gain", control), ("gain_match", random)):
+        if reference is not None:
+            found |= compared(kind, gain, final, reference, config)
     return {f"generalization/{name}": value for name, value in found.items()}
 
 

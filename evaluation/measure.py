@@ -7,10 +7,13 @@ run or another, is not measured again. Speeds are always taken anew.
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from evaluation.batch_size import BatchSize, in_one_size
 from evaluation.config import EvaluationConfig
 from evaluation.probe import Probe, TaskItems
 from evaluation.stability import StabilityConfig
@@ -34,7 +37,7 @@ class Evaluator:
         cache: Cache,
     ) -> None:
         from evaluation.generations import PROMPT_TOKENS
-        from evaluation.perplexity import scored_bytes
+        from evaluation.perplexity import scored_bytes, text_batch
         from evaluation.zeroshot import ZeroShot
 
         self.config = config
@@ -50,6 +53,10 @@ class Evaluator:
             for name, source in config.texts.items()
             for window in config.windows
         }
+        self.text_batches: defaultdict[int, BatchSize] = defaultdict(partial(text_batch, config.batch_size))
+        """Tokens in a block -> how many blocks are scored at once."""
+
+        self.divergence_batch = text_batch(config.batch_size)
         self.text_bytes = {name: scored_bytes(tokenizer, blocks) for name, blocks in self.text_blocks.items()}
         self.prompts = self.probe_blocks[:0]
         if count := config.generations:
@@ -62,8 +69,16 @@ class Evaluator:
         return Snapshot(self, model)
 
     def before_cut(self, model: PreTrainedModel) -> Snapshot:
-        """Return a view of the model; of a copy of it where `stability.kl` will run it again after the cut."""
-        return Snapshot(self, copy.deepcopy(model) if self.stability.kl else model)
+        """Return a view of the model; of a copy of it where `stability.kl` will run it again after the cut.
+
+        One batch of the probe is run, also where the probe itself is in the cache: a size that fits now fits after the cut.
+        """
+        from evaluation.perplexity import score_text
+
+        before = Snapshot(self, copy.deepcopy(model) if self.stability.kl else model)
+        blocks = self.probe_blocks
+        in_one_size(lambda size: score_text(model, blocks[:size], size), self.text_batches[blocks.shape[1]])
+        return before
 
     def windows(self, source: str, length: int, count: int | None, key: str) -> torch.Tensor:
         """Return windows (N, T) spread evenly over a bundled corpus or a file, which `key` asks for."""
@@ -84,14 +99,22 @@ class Snapshot:
         self.model = model
         self.fingerprint = fingerprint(model)
 
-    def text(self, blocks: torch.Tensor) -> TextScore:
-        """Score the model on `blocks` (N, T), or read its scores from the cache."""
+    def text(self, blocks: torch.Tensor, *, fixed: bool = False) -> TextScore:
+        """Score the model on `blocks` (N, T), all in batches of one size, or read its scores in such batches from the cache.
+
+        Args:
+            blocks: token ids.
+            fixed: whether to raise, not to take smaller batches, where memory runs out.
+        """
         from evaluation.perplexity import TextScore, score_text
 
-        size = self.evaluator.config.batch_size
-        inputs = {"model": self.fingerprint, "blocks": digest(blocks.tolist()), "batch_size": size}
-        found = self.evaluator.cache.json("text", inputs, lambda: asdict(score_text(self.model, blocks, size)))
-        return TextScore(**found)
+        inputs = {"model": self.fingerprint, "blocks": digest(blocks.tolist())}
+
+        def score(size: int) -> dict[str, Any]:
+            asked = inputs | {"batch_size": size}
+            return self.evaluator.cache.json("text", asked, lambda: asdict(score_text(self.model, blocks, size)))
+
+        return TextScore(**in_one_size(score, self.evaluator.text_batches[blocks.shape[1]], fixed=fixed))
 
     def zeroshot(self) -> dict[str, dict[str, Any]]:
         """Return metrics and outcomes of every task; empty when there are no tasks."""
@@ -101,13 +124,16 @@ class Snapshot:
             scored[self.fingerprint] = scores
         return scored[self.fingerprint]
 
-    def probe(self) -> Probe:
-        """Measure what the stability metric is made of; the zero-shot mean only where that is switched on."""
-        return self._probe(self.evaluator.stability.zeroshot)
+    def probe(self, *, after_cut: bool = False) -> Probe:
+        """Measure what the stability metric is made of; the zero-shot mean only where that is switched on.
 
-    def _probe(self, zeroshot: bool) -> Probe:
+        Directly after a cut the text is scored in the batches of the probe before it, or not at all.
+        """
+        return self._probe(self.evaluator.stability.zeroshot, after_cut)
+
+    def _probe(self, zeroshot: bool, after_cut: bool = False) -> Probe:
         items = mean_items(self.zeroshot()) if zeroshot else None
-        return Probe(self.text(self.evaluator.probe_blocks), items or None, self.fingerprint)
+        return Probe(self.text(self.evaluator.probe_blocks, fixed=after_cut), items or None, self.fingerprint)
 
     def divergence_from(self, before: Snapshot) -> list[float] | None:
         """Return the KL divergence from the model before the cut on every block of the probe, nats per token, (N,).
@@ -119,12 +145,16 @@ class Snapshot:
         evaluator = self.evaluator
         if not evaluator.stability.kl:
             return None
-        blocks, size = evaluator.probe_blocks, evaluator.config.batch_size
-        models = [before.fingerprint, self.fingerprint]
-        inputs = {"models": models, "blocks": digest(blocks.tolist()), "batch_size": size}
-        return evaluator.cache.json(
-            "divergence", inputs, lambda: token_divergence(before.model, self.model, blocks, size)
-        )
+        blocks = evaluator.probe_blocks
+        inputs = {"models": [before.fingerprint, self.fingerprint], "blocks": digest(blocks.tolist())}
+
+        def diverge(size: int) -> list[float]:
+            asked = inputs | {"batch_size": size}
+            return evaluator.cache.json(
+                "divergence", asked, lambda: token_divergence(before.model, self.model, blocks, size)
+            )
+
+        return in_one_size(diverge, evaluator.divergence_batch)
 
     def measure_control(self) -> tuple[dict[str, float], Probe]:
         """Return what is measured of the control under names without a stage, and its probe."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from evaluation.batch_size import BatchSize
 from pruning.progress import track
 
 
@@ -75,6 +76,12 @@ def score_text(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int = 8
     if not all(map(math.isfinite, loss_sums)):
         raise RuntimeError("the model's loss on text is not finite: its weights or activations overflow in this dtype")
     return TextScore(loss_sums, correct, blocks.shape[1] - 1)
+
+
+def text_batch(size: int) -> BatchSize:
+    """Return how many blocks of text may be in a batch."""
+    fix = "Use shorter blocks (stability.length, evaluation.windows), a smaller type (model.dtype=bfloat16) or another device"
+    return BatchSize(size, "blocks of text", fix)
 
 
 def scored_bytes(tokenizer: PreTrainedTokenizerBase, blocks: torch.Tensor) -> int:

@@ -10,8 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from evaluation.batch_size import BatchSize
+
 OPEN = 1 << 30
 TOKENS_PER_BATCH = 1024
+FIX = "Use a smaller type (model.dtype=bfloat16) or another device, or leave the task out of evaluation.tasks"
+
+
+def token_budget(tokens: int = TOKENS_PER_BATCH) -> BatchSize:
+    """Return how many tokens may be in a batch; 1 for one sequence in each."""
+    return BatchSize(tokens, "tokens", FIX)
 
 
 class Job(NamedTuple):

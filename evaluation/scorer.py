@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from lm_eval.models.huggingface import HFLM
 
-from evaluation.prefix_trees import OPEN, TOKENS_PER_BATCH, Job, Row, pack
+from evaluation.batch_size import BatchSize
+from evaluation.prefix_trees import OPEN, Job, Row, pack, token_budget
 from pruning.progress import loop
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class SharedContextLM(HFLM):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        tokens_per_batch: int = TOKENS_PER_BATCH,
+        budget: BatchSize | None = None,
         batch_size: int = 8,
         **options: Any,
     ) -> None:
@@ -67,15 +67,14 @@ class SharedContextLM(HFLM):
         Args:
             model: causal language model, on its device; neither weights nor training flags change.
             tokenizer: its tokenizer; as with ``HFLM``, it gets a padding token if it has none.
-            tokens_per_batch: most tokens in a batch, padding included, unless one sequence alone is longer; 1 for one
-                sequence in a batch.
+            budget: most tokens in a batch, padding included, unless one sequence alone is longer; halved when memory runs
+                out. None: a `token_budget` of its own.
             batch_size: prompts generated together, and windows of a long text scored in one go.
             options: passed on to ``HFLM``, for instance ``max_length`` or ``add_bos_token``.
         """
         with evaluating(model):
             super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, **options)
-            self.tokens_per_batch = tokens_per_batch
-            self._shrunk = False
+            self.budget = budget or token_budget()
             self._lean_head, self._width = False, 0
             self._take_exact_shortcuts()
 
@@ -107,10 +106,8 @@ class SharedContextLM(HFLM):
                 try:
                     scored = self._score(batch)
                 except RuntimeError as error:
-                    alone = len(batch) == 1 and batch[0].is_chain
-                    if alone or not should_reduce_batch_size(error):
-                        raise
-                    self._shrink(sum(len(row.tokens) for row in batch))
+                    tokens = sum(len(row.tokens) for row in batch)
+                    self.budget.halve(error, tokens, least=len(batch) == 1 and batch[0].is_chain)
                     rows = self._pack([job for row in rows for job, _ in row.jobs])
                 else:
                     rows = rows[len(batch) :]
@@ -131,19 +128,12 @@ class SharedContextLM(HFLM):
         return Job(place, (context + continuation)[-self.max_length - 1 : -1], continuation)
 
     def _pack(self, jobs: list[Job]) -> list[Row]:
-        return pack(jobs, self.tokens_per_batch, self._width)
+        return pack(jobs, self.budget.size, self._width)
 
     def _next_batch(self, rows: list[Row]) -> list[Row]:
-        """Take rows from the front while, padded to the longest, they stay within ``tokens_per_batch``."""
-        count = max(1, self.tokens_per_batch // len(rows[0].tokens))
+        """Take rows from the front while, padded to the longest, they stay within the budget."""
+        count = max(1, self.budget.size // len(rows[0].tokens))
         return [row for row in rows[:count] if row.is_chain == rows[0].is_chain]
-
-    def _shrink(self, tokens: int) -> None:
-        """Halve the token budget after a batch of ``tokens`` did not fit in memory."""
-        if not self._shrunk:
-            logger.warning("out of memory with %d tokens in a batch: smaller batches from here on", tokens)
-        self._shrunk = True
-        self.tokens_per_batch = max(1, min(tokens, self.tokens_per_batch) // 2)
 
     @torch.inference_mode()
     def _score(self, rows: list[Row]) -> dict[int, tuple[float, bool]]:

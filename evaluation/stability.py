@@ -34,6 +34,9 @@ class StabilityConfig:
     """Second held-out text of the generalization gap: a bundled corpus by name, or a .txt or .jsonl file. null: the first of
     evaluation.texts that is of another corpus than the data, if there is one."""
 
+    control: bool = True
+    """Whether the run is compared with the unpruned model given the same recovery."""
+
     random_control: bool = False
     """Whether the run is also compared with one-shot random pruning at the same ratio, given the same recovery."""
 

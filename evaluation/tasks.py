@@ -86,16 +86,20 @@ def check_counts(data: TaskData, items: int | None, num_fewshot: int) -> None:
     """
     if data.file is None:
         return
-    count = _count_items(data.file)
-    if count == 0:
-        raise ValueError(f"evaluation.tasks: {data.task} has no items: {data.file} is empty")
-    if items is not None and items > count:
-        log.warning("evaluation.items=%d: %s has %d items; all of them are scored", items, data.task, count)
+    check_items(data.task, items, _count_items(data.file), str(data.file))
     if num_fewshot and data.train_file and (examples := _count_items(data.train_file)) < num_fewshot:
         raise ValueError(
             f"evaluation.num_fewshot={num_fewshot}: {data.train_file.name} has {examples} examples; "
             f"add some, or use at most num_fewshot={examples}"
         )
+
+
+def check_items(task: str, items: int | None, count: int, place: str) -> None:
+    """Say so where a task has `count` items at `place`, fewer than are asked for; raise where it has none."""
+    if count == 0:
+        raise ValueError(f"evaluation.tasks: {task} has no items: {place} is empty")
+    if items is not None and items > count:
+        log.warning("evaluation.items=%d: %s has %d items; all of them are scored", items, task, count)
 
 
 def _count_items(file: Path) -> int:

@@ -11,8 +11,8 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from evaluation.prefix_trees import TOKENS_PER_BATCH
-from evaluation.tasks import STOCK_FILES, check_counts, find_items, load_task
+from evaluation.prefix_trees import token_budget
+from evaluation.tasks import STOCK_FILES, check_counts, check_items, find_items, load_task
 from pruning.cache import Cache, digest
 from pruning.progress import loop
 
@@ -37,15 +37,17 @@ class ZeroShot:
         self.items = items
         self.num_fewshot = num_fewshot
         self.cache = cache
-        self.tokens_per_batch = TOKENS_PER_BATCH
-        """Less once a batch did not fit in memory: models that are scored later begin with what fitted."""
+        self.budget = token_budget()
+        """Of all models: those that are scored later begin with what fitted in memory."""
         self.data = {task: find_items(task, data_dir, num_fewshot, cache) for task in tasks}
         for data in self.data.values():
             check_counts(data, items, num_fewshot)
         self._tasks: dict[str, Any] = {}
         for task in tasks:
             if task not in STOCK_FILES or self.data[task].file is None:
-                self._task(task)  # an unknown name or items that cannot be fetched end here, before any work
+                loaded = self._task(task)  # an unknown name or items that cannot be fetched end here, before any work
+                if self.data[task].file is None:
+                    check_items(task, items, len(loaded.eval_docs), "the split that lm-eval scores")
 
     def score(
         self,
@@ -66,14 +68,14 @@ class ZeroShot:
             alone: score so many items of each task only, each token sequence in a batch of its own.
         """
         inputs = self._inputs(tokenizer, model_fingerprint, alone)
-        tokens_per_batch = 1 if alone else self.tokens_per_batch
         scorers: list[Any] = []
 
         def score_task(task: str) -> dict[str, Any]:
             from evaluation.scorer import SharedContextLM
 
             if not scorers:
-                scorers.append(SharedContextLM(model, tokenizer, tokens_per_batch=tokens_per_batch))
+                budget = token_budget(1) if alone else self.budget
+                scorers.append(SharedContextLM(model, tokenizer, budget=budget))
             return run_task(self._task(task), task, scorers[0], alone or self.items)
 
         results = {}
@@ -86,8 +88,6 @@ class ZeroShot:
                     shown = ", ".join(f"{name} {value:.4g}" for name, value in results[task]["metrics"].items())
                     log.info("  %s: %s", task, shown)
                 step()
-        if scorers and not alone:
-            self.tokens_per_batch = scorers[0].tokens_per_batch
         return results
 
     def _inputs(self, tokenizer: PreTrainedTokenizerBase, model_fingerprint: str, alone: int | None) -> dict[str, Any]:

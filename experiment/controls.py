@@ -15,6 +15,15 @@ from experiment.bench import Bench
 from pruning.cache import Cache
 
 
+def unpruned_control(bench: Bench, trainings: list[range]) -> tuple[dict[str, float], Probe | None]:
+    """Return metrics and probe of the unpruned model given the same trainings; nothing where it is not asked for."""
+    if not bench.config.stability.control:
+        return {}, None
+    with bench.run.stage("control"):
+        metrics, probe = recover_control(bench, bench.load_dense(), trainings)
+    return staged("control", metrics), probe
+
+
 def recover_control(bench: Bench, model: Any, trainings: list[range]) -> tuple[dict[str, float], Probe]:
     """Give a control the steps of some trainings, and return what is measured of it, without a stage, and its probe."""
     for steps in trainings:

@@ -14,7 +14,7 @@ from evaluation.measure import staged
 from evaluation.sizing import trial_instability
 from evaluation.stability import stability_summary
 from experiment.bench import Bench
-from experiment.controls import random_control, recover_control, recover_twins
+from experiment.controls import random_control, recover_twins, unpruned_control
 from pruning.allocation import NOTHING
 from pruning.grouping import find_units
 from pruning.importance.scoring import UnitScores
@@ -44,12 +44,10 @@ def experiment(bench: Bench) -> tuple[dict[str, float], list[dict[str, float]]]:
         metrics |= bench.flatness.measure("recovered", bench.model, report.adapter)
         metrics |= gap_summary({name: recovered.text(text) for name, text in bench.watched.items() if name != "probe"})
 
-    with bench.run.stage("control"):
-        control_metrics, control = recover_control(bench, bench.load_dense(), [each.steps for each in reports])
-        metrics |= staged("control", control_metrics)
+    control_metrics, control = unpruned_control(bench, [each.steps for each in reports])
     random_metrics, random = random_control(bench)
 
-    metrics |= bench.nearness | random_metrics | stability_summary(events, bench.config.stability)
+    metrics |= bench.nearness | control_metrics | random_metrics | stability_summary(events, bench.config.stability)
     metrics |= generalization_summary(recovered.probe(), dense_probe, control, random, bench.config.stability)
     return metrics, report.trajectory
 
@@ -78,7 +76,7 @@ def prune_and_recover(bench: Bench) -> tuple[dict[str, float], list[RecoveryRepo
                 pre = whole.probe()
                 noise = removed.enter_context(config.removal.carried_out(model, event))
                 pruned = evaluator.snapshot(model)
-                post, divergence = pruned.probe(), pruned.divergence_from(whole)
+                post, divergence = pruned.probe(after_cut=True), pruned.divergence_from(whole)
                 del whole  # which may hold a copy of the model
             if progress == 1:
                 with run.stage("pruned"):

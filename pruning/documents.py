@@ -7,7 +7,7 @@ name (`hub:<name>`), a bundled one as `bundled:<name>`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -135,6 +135,26 @@ def _join_until_blank(lines: Sequence[str]) -> Iterable[str]:
 def file_corpora(files: Iterable[Path]) -> frozenset[str]:
     """Return the names of files as corpora: equal for copies, whatever they are called."""
     return frozenset(f"file:{file_digest(file)}" for file in files)
+
+
+def hub_rows(path: str, split: str, config: str | None = None) -> Iterator[dict[str, Any]]:
+    """Return the rows of a data set of the hub, or of a folder in its formats, in their order.
+
+    Raises:
+        ValueError: it is not there, has no such split or configuration, or cannot be read.
+    """
+    from datasets import load_dataset
+
+    try:
+        yield from load_dataset(path, config, split=split, streaming=True)
+    except (OSError, ConnectionError) as error:
+        raise ValueError(
+            f"data.path={path}: not on this machine and cannot be fetched ({error}): use data=bundled, "
+            "data=self_generated, or a file of your own"
+        ) from error
+    except ValueError as error:
+        asked = f"config={config}, split={split}" if config else f"split={split}"
+        raise ValueError(f"data.path={path} with {asked} cannot be read: {error}") from error
 
 
 def hub_corpus(name: str) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from pruning.cache import Cache
-from pruning.documents import Documents, Prompts, TooLong, file_corpora, hub_corpus, split_documents
+from pruning.documents import Documents, Prompts, TooLong, file_corpora, hub_corpus, hub_rows, split_documents
 from pruning.text import TextSource
 
 if TYPE_CHECKING:
@@ -128,15 +128,8 @@ def _items(path: Path) -> Iterator[tuple[str, Any]]:
 
 def read_hub(path: str, split: str) -> Iterator[Record]:
     """Return the records of a data set of the hub, in its order."""
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(path, split=split, streaming=True)
-        yield from checked((f"data.path={path}, record {number}", row) for number, row in enumerate(rows, start=1))
-    except (OSError, ConnectionError) as error:
-        raise ValueError(
-            f"data.path={path}: not on this machine and cannot be fetched ({error}): give a .jsonl or .json file"
-        ) from error
+    rows = enumerate(hub_rows(path, split), start=1)
+    return checked((f"data.path={path}, record {number}", row) for number, row in rows)
 
 
 def checked(records: Iterable[tuple[str, Any]]) -> Iterator[Record]:

@@ -178,7 +178,23 @@ def load_pretrained(
             f"model.path={place}: cannot be loaded as a causal language model: {error}\n"
             "Give a folder with config.json, safetensors and a tokenizer, a .gguf file, or a hub id (needs a network)."
         ) from error
+    check_vocabulary(model, tokenizer, place)
     return placed(model, device), tokenizer
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: str) -> None:
+    """Raise where text would become tokens that the model has no embedding for.
+
+    Tokens that were added to a vocabulary do not count: text holds none of them.
+    """
+    added = tokenizer.get_added_vocab()
+    largest = max((index for token, index in tokenizer.get_vocab().items() if token not in added), default=0)
+    embeddings: Any = model.get_input_embeddings()
+    if largest >= (rows := len(embeddings.weight)):
+        raise ValueError(
+            f"model.path={place}: its tokenizer has tokens up to {largest}, but the model has embeddings for 0 to {rows - 1}: "
+            "they belong to different models; put the model's own tokenizer into the folder"
+        )
 
 
 def placed(model: PreTrainedModel, device: str) -> PreTrainedModel:

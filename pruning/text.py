@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from pruning.documents import (
     file_corpora,
     fill_template,
     hub_corpus,
+    hub_rows,
     read_documents,
     split_documents,
     text_files,
@@ -118,17 +120,12 @@ class HubText(TextSource):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache, seed: int
     ) -> list[Documents]:
         """Return every n-th row held out and the others for training."""
-        from datasets import load_dataset
-
-        try:
-            rows = load_dataset(self.path, self.config, split=self.split, streaming=True).take(self.max_documents)
-            texts = [fill_template(self.template, row, f"data.path={self.path}") for row in rows]
-        except (OSError, ConnectionError) as error:
-            raise ValueError(
-                f"data.path={self.path}: not on this machine and cannot be fetched ({error}): "
-                "use data=bundled, data=self_generated, or data=local data.path=<file>"
-            ) from error
+        rows = enumerate(islice(hub_rows(self.path, self.split, self.config), self.max_documents), start=1)
+        texts = [fill_template(self.template, row, f"data.path={self.path}, row {number}") for number, row in rows]
+        texts = [text for text in texts if text]
+        if not texts:
+            raise ValueError(f"data.path={self.path}: there is no text in its split={self.split}")
         place = Path(self.path)
         files = [file for file in place.rglob("*") if file.is_file()] if place.is_dir() else []
         corpora = file_corpora(files) or {hub_corpus(self.path)}
-        return [split_documents([text for text in texts if text.strip()], self.heldout_fraction, corpora)]
+        return [split_documents(texts, self.heldout_fraction, corpora)]

@@ -19,7 +19,7 @@ from experiment.bench import Bench, prepare
 from experiment.walk import experiment, prune_and_recover
 from pruning.compensation.apply import compensate
 from pruning.grouping import find_units
-from pruning.model import fingerprint
+from pruning.model import count_parameters, fingerprint
 from pruning.surgery import cut
 
 OPTIONS = [
@@ -168,6 +168,14 @@ def test_the_watched_texts_are_logged_over_the_steps_and_kept_with_their_gaps(tm
     assert metrics["generalization/gain_match/loss"] == pytest.approx(expected)
 
 
+def test_without_the_control_everything_but_the_gain_over_it_is_there(tmp_path: Path) -> None:
+    with_control, _ = experiment(bench(tmp_path / "with", *WATCHED, "recovery.steps=1"))
+    without, _ = experiment(bench(tmp_path / "without", *WATCHED, "recovery.steps=1", "stability.control=false"))
+    left_out = {name for name in with_control if name not in without}
+    assert left_out == {name for name in with_control if name.startswith(("control/", "generalization/gain/"))}
+    assert "generalization/gain/loss" in left_out
+
+
 def test_texts_are_watched_only_where_the_recovery_says_how_often(tmp_path: Path) -> None:
     metrics, trajectory = experiment(bench(tmp_path, *WATCHED, "recovery.steps=1"))
     assert trajectory == []
@@ -178,3 +186,24 @@ def test_texts_are_watched_only_where_the_recovery_says_how_often(tmp_path: Path
 def test_a_text_of_the_datas_own_corpus_is_refused_as_out_of_domain(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"stability\.out_of_domain=passages: of the same corpus"):
         bench(tmp_path, "stability.out_of_domain=passages")
+
+
+def test_the_probes_around_a_cut_are_scored_in_batches_of_one_size_where_memory_is_short(tmp_path: Path) -> None:
+    """The dense model's scores were taken where there was more of it, and are in the cache."""
+    experiment(bench(tmp_path, "pruning.ratio=0"))
+    given = bench(tmp_path)
+    shapes, run = [], given.model.forward
+
+    def forward(*args: Any, **inputs: Any) -> Any:
+        if torch.is_inference_mode_enabled() and "input_ids" in inputs and inputs["input_ids"].shape[1] == 24:
+            if len(inputs["input_ids"]) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            shapes.append((count_parameters(given.model), len(inputs["input_ids"])))
+        return run(*args, **inputs)
+
+    given.model.forward = forward
+    dense = count_parameters(given.model)
+    experiment(given)
+    before, after = ([size for count, size in shapes if (count == dense) is whole] for whole in (True, False))
+    assert before == [2, 2, 2]  # the batch that is tried, then the 4 blocks of the probe
+    assert after == [2, 2]

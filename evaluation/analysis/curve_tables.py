@@ -18,7 +18,7 @@ NUMBER = ".4f"
 
 
 def print_curves(curves: Sequence[RatioCurve], console: Console) -> None:
-    """Print the ratio-quality curves of one measure, and how many estimators have none."""
+    """Print the ratio-quality curves of one measure, and how many arms have none."""
     fitted = [curve for curve in curves if curve.fitted]
     if fitted:
         console.print(curve_table(fitted))
@@ -26,7 +26,8 @@ def print_curves(curves: Sequence[RatioCurve], console: Console) -> None:
             console.print(f"  {curve.name}: {largest_ratio(curve)}", highlight=False, markup=False)
         console.print()
     if alone := len(curves) - len(fitted):
-        console.print(f"{curves[0].measure}: {alone} estimators have one ratio only, and no curve\n", highlight=False)
+        have = "1 arm has" if alone == 1 else f"{alone} arms have"
+        console.print(f"{curves[0].measure}: {have} one ratio only, and no curve\n", highlight=False)
 
 
 def curve_table(curves: Sequence[RatioCurve]) -> Table:

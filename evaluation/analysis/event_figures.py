@@ -77,7 +77,7 @@ def draw_recovered(panel: Axes, study: Study) -> int:
 
 
 def draw_ratio_curves(panel: Axes, curves: Sequence[RatioCurve]) -> None:
-    """Draw the runs' means and the curve that does not rise of every estimator, its interval, and dense less the tolerance."""
+    """Draw the means at every ratio, the curves that do not rise, their intervals, and dense less the tolerance."""
     styles = looks([curve.name for curve in curves])
     for curve in curves:
         style = styles[curve.name]

@@ -40,7 +40,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class RatioCurve:
-    """The curve of one estimator, and the largest ratio within some points of the dense model."""
+    """The curve of one set of options beside seed and ratio, and the largest ratio within some points of the dense model."""
 
     name: str
     measure: str
@@ -87,7 +87,7 @@ def fit_curve(ratios: np.ndarray, means: np.ndarray, counts: np.ndarray) -> Curv
 
 
 def ratio_curves(study: Study, measure: str, points: float, settings: Settings) -> list[RatioCurve]:
-    """Return the curve of every estimator (every set of options beside seed and ratio) that has runs with the measure.
+    """Return the curve of every set of options beside seed and ratio that has runs with the measure.
 
     Args:
         study: the finished runs.

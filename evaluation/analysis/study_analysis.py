@@ -84,7 +84,7 @@ class StudyAnalysis:
     """y -> the association with the first x within each rate; empty when all runs have one rate."""
 
     curves: dict[str, list[RatioCurve]]
-    """Measure of quality -> the curves of all estimators."""
+    """Measure of quality -> the curves of all options."""
 
     def tested(self) -> list[Association]:
         """Return the pairs of both families."""

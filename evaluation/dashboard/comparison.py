@@ -37,11 +37,12 @@ Options = tuple[str, ...]
 """The chosen option of every group in GROUPS."""
 
 
-def facets(runs: Sequence[RunRecord]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+def facets(runs: Sequence[RunRecord]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Return what runs can be told apart and filtered by.
 
     Returns:
-        The facets, each with its `name` and `label`, and the value of every facet for every run.
+        The facets, each with its `name`, `label` and different `values`, and the value of every facet for every run. A run
+        that was ended before it had written its configuration has no value that counts as different.
     """
     keys = sorted(set().union(*varying_keys(runs).values()))
     names = {"study": "study"} | GROUPS | {key: key for key in keys} | {"ratio": "ratio", "seed": "seed"}
@@ -51,7 +52,12 @@ def facets(runs: Sequence[RunRecord]) -> tuple[list[dict[str, str]], list[dict[s
         | {key: _text(run.config.get(key)) for key in keys}
         for run in runs
     ]
-    return [{"name": name, "label": label} for name, label in names.items()], values
+    known = [value for run, value in zip(runs, values, strict=True) if run.config and run.choices]
+    kinds = [
+        {"name": name, "label": label, "values": list(dict.fromkeys(value[name] for value in known))}
+        for name, label in names.items()
+    ]
+    return kinds, values
 
 
 def varying_keys(runs: Sequence[RunRecord]) -> dict[Options, set[str]]:

@@ -30,7 +30,7 @@ const ratio = (run) => metric(run, "pruned/ratio_reached") ?? (Number(run.facets
 const shortName = (run) => `${run.arm}, ratio ${run.facets.ratio}, seed ${run.facets.seed}`;
 
 /** Facets in which the runs differ. */
-const VARYING = DATA.facets.filter((facet) => new Set(DATA.runs.map((run) => run.facets[facet.name])).size > 1);
+const VARYING = DATA.facets.filter((facet) => facet.values.length > 1);
 
 /** Numbers by size, then words by the alphabet. */
 function byValue(a, b) {

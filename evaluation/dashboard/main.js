@@ -7,10 +7,8 @@ function describeStudy() {
     ? `${DATA.runs.length} ${DATA.runs.length === 1 ? "run" : "runs"}: ${counts.join(", ")}`
     : "No runs yet";
   document.getElementById("summary").textContent = `${said} · made ${DATA.made}`;
-  const same = DATA.facets.filter(
-    (facet) => !VARYING.includes(facet) && (DATA.runs[0]?.facets[facet.name] ?? "-") !== "-",
-  );
-  const values = same.map((facet) => `${facet.label} ${DATA.runs[0].facets[facet.name]}`);
+  const same = DATA.facets.filter(({ values }) => values.length === 1 && values[0] !== "-");
+  const values = same.map((facet) => `${facet.label} ${facet.values[0]}`);
   document.getElementById("common").textContent = values.length ? `The same in all: ${values.join(" · ")}` : "";
 }
 

@@ -16,10 +16,17 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from pruning.compensation.base import Correction
-from pruning.importance.gradients import batch_loss, drawn_label_loss, label_places, only_trainable, split_samples
+from pruning.importance.gradients import (
+    drawn_label_gradient,
+    label_places,
+    next_token_logits,
+    only_trainable,
+    split_samples,
+)
 from pruning.importance.mask_gradients import watched_outputs
 from pruning.layout import output_dim
 from pruning.progress import track
@@ -52,9 +59,11 @@ def fit_gains(
         for batch, own in track(
             list(zip(split_samples(samples, batch_size), places.split(batch_size), strict=True)), "gains"
         ):
-            batch_loss(model, batch).backward()
+            logits = next_token_logits(model, batch)
+            text = batch[:, 1:].flatten().to(logits.device)
+            functional.cross_entropy(logits.flatten(0, 1).float(), text).backward(retain_graph=True)
             gradient += torch.stack([derivatives[name] for name in outputs]).sum(dim=1) * len(batch)
-            drawn_label_loss(model, batch, own).backward()
+            logits.backward(drawn_label_gradient(logits, own))
             slopes = torch.stack([derivatives[name] for name in outputs]) * own.numel()  # of each token's own loss
             fisher += slopes @ slopes.T
     gradient /= len(samples)

@@ -82,6 +82,10 @@ def stream_input_moments(
         raise ValueError(f"{next(iter(sums))} is not used by the model, so its units cannot be scored by activations")
 
 
+STRIP = 512
+"""Rows of a matrix of second moments that are summed at once, from the diagonal on: below it they are the same."""
+
+
 class _Sums:
     """Sums over tokens. Squares of 32-bit sums would lose the variance of inputs with a large mean: they have 64."""
 
@@ -101,11 +105,23 @@ class _Sums:
         self.count += len(inputs)
         wide = inputs.to(wider(inputs))
         if self.second_wanted:
-            self.second.addmm_(wide.T, wide)
+            for start in range(0, wide.shape[1], STRIP):
+                own, rest = wide[:, start : start + STRIP], wide[:, start:]
+                self.second[start : start + STRIP, start:].addmm_(own.T, rest)
         self.total += wide.sum(dim=0, dtype=torch.float64)
         self.squares += wide.double().square().sum(dim=0)
 
     def moments(self) -> InputMoments:
         """Return the means."""
-        second = self.second.div_(self.count) if self.second_wanted else None
+        second = _mirrored(self.second.div_(self.count)) if self.second_wanted else None
         return InputMoments(self.count, self.total / self.count, self.squares / self.count, second)
+
+
+def _mirrored(upper: torch.Tensor) -> torch.Tensor:
+    """Return the symmetric matrix (I, I) of what stands on and above the diagonal, in place."""
+    for start in range(0, len(upper), STRIP):
+        end = start + STRIP
+        own = upper[start:end, start:end]
+        own.copy_(own.triu() + own.triu(1).T)
+        upper[end:, start:end] = upper[start:end, end:].T
+    return upper

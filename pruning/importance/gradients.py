@@ -14,11 +14,11 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from pruning.importance.reduction import wider
 from pruning.progress import track
 
 GradientFold = Callable[[str, torch.Tensor, torch.Tensor, float], None]
@@ -106,25 +106,37 @@ def label_places(samples: torch.Tensor, seed: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def drawn_label_loss(model: PreTrainedModel, batch: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Return the mean loss of token ids (B, T) on next tokens that the model itself draws, with a graph behind it.
+def next_token_logits(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
+    """Return the logits (B, T - 1, V) that token ids (B, T) after the first are predicted by, with a graph behind them."""
+    with torch.enable_grad():
+        return model(input_ids=batch.to(model.device), use_cache=False).logits[:, :-1]
+
+
+@torch.no_grad()
+def drawn_label_gradient(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return the gradient, by the logits, of their mean loss on tokens drawn from the distributions they stand for.
+
+    Of one token's loss it is softmax(logits) minus 1 at the token that was drawn.
 
     Args:
-        model: in evaluation mode.
-        batch: token ids, (B, T).
-        places: where in the model's distribution, in [0, 1), each next token is drawn, (B, T - 1).
+        logits: (B, T, V).
+        places: where in the distributions, in [0, 1), the tokens are drawn, (B, T).
     """
-    with torch.enable_grad():
-        logits = model(input_ids=batch.to(model.device), use_cache=False).logits[:, :-1]
-        labels = [draw_labels(own.detach(), place) for own, place in zip(logits, places, strict=True)]
-        return functional.cross_entropy(logits.flatten(0, 1).float(), torch.cat(labels))
+    gradients = torch.empty_like(logits)
+    for own, place, gradient in zip(logits, places, gradients, strict=True):
+        chances = own.to(wider(own)).softmax(dim=-1)
+        drawn = draw_tokens(chances, place)[:, None]
+        chances.scatter_add_(1, drawn, chances.new_full((1, 1), -1.0).expand_as(drawn))
+        gradient.copy_(chances.div_(places.numel()))
+    return gradients
 
 
-def draw_labels(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Return the tokens (T,) at which the cumulative distributions of `logits` (T, V) pass `places` (T,)."""
-    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
-    drawn = torch.searchsorted(cumulative, places.to(cumulative)[:, None], right=True).squeeze(1)
-    return drawn.clamp_max(logits.shape[-1] - 1)
+def draw_tokens(chances: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return the tokens (T,) at which the cumulated `chances` (T, V) pass `places` (T,), in [0, 1)."""
+    cumulated = chances.cumsum(dim=-1)
+    total = cumulated[:, -1:]
+    passed = torch.minimum(places[:, None].to(cumulated) * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulated, passed, right=True).squeeze(1)
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 from pruning.importance.gradients import (
     batch_loss,
     checkpointed,
-    drawn_label_loss,
+    drawn_label_gradient,
     label_places,
+    next_token_logits,
     only_trainable,
     split_samples,
 )
@@ -69,9 +70,11 @@ def mask_derivatives(
             for masks in sums.values():
                 masks.batch_size = len(batch)
             start = index * len(batches[0])
-            own = None if places is None else places[start : start + len(batch)]
-            loss = batch_loss(model, batch) if own is None else drawn_label_loss(model, batch, own)
-            loss.backward()
+            if places is None:
+                batch_loss(model, batch).backward()
+            else:
+                logits = next_token_logits(model, batch)
+                logits.backward(drawn_label_gradient(logits, places[start : start + len(batch)]))
     total = sum(len(batch) for batch in batches)
     return {name: masks.finish(total) for name, masks in sums.items()}
 
@@ -82,6 +85,7 @@ class _Masks:
     def __init__(self, group: UnitGroup, device: torch.device, *, squared: bool, per_token: bool) -> None:
         self.group = group
         self.indices = None if group.kind.is_depth else input_positions(group).to(device)
+        self.in_order = self.indices is not None and bool((self.indices.flatten().diff() == 1).all())
         self.squared, self.per_token = squared, per_token
         self.batch_size = 0
         self._sums = torch.zeros(group.num_units, dtype=torch.float64, device=device)
@@ -91,9 +95,7 @@ class _Masks:
 
     def add(self, reader: str, activation: torch.Tensor, gradient: torch.Tensor) -> None:
         """Take in the activations (B, T, channels) of one reader and their gradients of the batch's mean loss."""
-        # The batch's loss is a mean over B samples: times B, its gradients are those of each sample's own loss.
-        product = activation.to(wider(activation)) * gradient * self.batch_size
-        product = by_sample(product, self.batch_size, reader)
+        product = by_sample(activation.to(wider(activation)) * gradient, self.batch_size, reader)
         if self.indices is None:
             gross = product.abs().sum(dim=-1)
             product = product.sum(dim=-1, keepdim=True)
@@ -102,16 +104,18 @@ class _Masks:
         if not self.per_token:
             product = product.sum(dim=1, keepdim=True)
         if self.indices is not None:
-            product = product[..., self.indices].sum(dim=-1)
+            product = _by_unit(product, self.indices, in_order=self.in_order)
         self._parts.append(product)
         if len(self._parts) == len(self.group.readers):
-            self._fold(torch.stack(self._parts).sum(dim=0).double())
+            self._fold(sum(self._parts[1:], start=self._parts[0]))
             self._parts = []
 
     def _fold(self, derivatives: torch.Tensor) -> None:
-        """Take in the derivatives (B, T or 1, U) of a batch, all readers together."""
+        """Take in the derivatives of a batch's mean loss, (B, T or 1, U), all readers together."""
         self._samples += self.batch_size
-        self._sums += (derivatives.square() if self.squared else derivatives).sum(dim=(0, 1))
+        values = derivatives.square() if self.squared else derivatives
+        # The loss is a mean over B samples: times B, its derivatives are those of each sample's own loss.
+        self._sums += values.sum(dim=(0, 1), dtype=torch.float64) * self.batch_size ** (2 if self.squared else 1)
 
     def finish(self, samples: int) -> torch.Tensor:
         """Return the means (U,)."""
@@ -127,6 +131,13 @@ class _Masks:
                 "the residual stream, so the loss does not change with its size; use importance=taylor, l1, l2 or random"
             )
         return self._sums / samples
+
+
+def _by_unit(values: torch.Tensor, indices: torch.Tensor, *, in_order: bool) -> torch.Tensor:
+    """Return the sums of `values` (B, T, channels) over the channels of each unit, `indices` (U, C): (B, T, U)."""
+    whole = in_order and indices.numel() == values.shape[-1]
+    channels = values.unflatten(-1, indices.shape) if whole else values[..., indices]
+    return channels.squeeze(-1) if indices.shape[1] == 1 else channels.sum(dim=-1)
 
 
 SCALE_FREE = 1e-3

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from evaluation.analysis.curve_tables import largest_ratio
+from evaluation.analysis.curve_tables import largest_ratio, print_curves
 from evaluation.analysis.estimate import Settings
 from evaluation.analysis.observations import read_study
 from evaluation.analysis.ratio_curve import NEVER, RatioCurve, ratio_curves
@@ -56,3 +57,15 @@ def test_one_ratio_or_no_dense_model_makes_no_claim(tmp_path: Path) -> None:
     without = changed(read_study([tmp_path / "two"]), lambda *_: {"dense/probe/tok_acc": None})
     [curve] = ratio_curves(without, QUALITY, 1.0, QUICK)
     assert largest_ratio(curve) == "within 1 point of dense: the dense model was not measured"
+
+
+def test_arms_of_one_ratio_are_counted_as_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where one estimator makes them all."""
+    make_tradeoff(tmp_path / "tradeoff", seeds=1)
+    study = read_study([tmp_path / "tradeoff"])
+    assert len({run.choices["importance"] for run in study.runs}) == 1 < len(set(study.arms))
+    alone = ratio_curves(study, QUALITY, 1.0, QUICK)
+    print_curves(alone, Console(width=100))
+    assert capsys.readouterr().out == f"{QUALITY}: {len(set(study.arms))} arms have one ratio only, and no curve\n\n"
+    print_curves(alone[:1], Console(width=100))
+    assert f"{QUALITY}: 1 arm has one ratio only" in capsys.readouterr().out

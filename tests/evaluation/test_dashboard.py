@@ -184,9 +184,35 @@ def test_runs_that_are_not_done_make_no_arms() -> None:
 def test_facets_name_options_differing_keys_ratio_and_seed() -> None:
     kinds, values = facets([record(), record(config={"importance.order": "second", "seed": None})])
     assert [kind["name"] for kind in kinds][-3:] == ["importance.order", "ratio", "seed"]
-    assert {"name": "importance", "label": "estimator"} in kinds
+    assert {"name": "importance", "label": "estimator", "values": ["taylor"]} in kinds
+    assert {"name": "importance.order", "label": "importance.order", "values": ["first", "second"]} in kinds
     assert (values[0]["importance"], values[0]["ratio"], values[0]["seed"]) == ("taylor", "0.1", "0")
     assert (values[1]["importance.order"], values[1]["seed"], values[1]["recovery"]) == ("second", "-", "-")
+
+
+@pytest.mark.parametrize("missing", [["config.yaml", "hydra.yaml"], ["config.yaml"], ["hydra.yaml"]])
+def test_a_run_that_was_ended_before_it_wrote_its_configuration_differs_in_nothing(
+    tmp_path: Path, missing: list[str]
+) -> None:
+    results = make_study(tmp_path / "mine", [0.1, 0.2], ["taylor"], [0])
+    ended = make_unfinished(tmp_path / "mine", make_result("mine", 0.5, "l2", 1), "running", stage="load")
+
+    def values() -> dict[str, set[str]]:
+        found = shown(write_dashboard(tmp_path / "mine").read_text(encoding="utf-8"))
+        assert len(found["runs"]) == len(results) + 1
+        return {facet["name"]: set(facet["values"]) for facet in found["facets"]}
+
+    before = values()
+    assert (before["importance"], before["ratio"], before["seed"]) == (
+        {"taylor", "l2"},
+        {"0.1", "0.2", "0.5"},
+        {"0", "1"},
+    )
+    for name in missing:
+        (ended / ".hydra" / name).unlink()
+    after = values()
+    assert (after["importance"], after["ratio"], after["seed"]) == ({"taylor"}, {"0.1", "0.2"}, {"0"})
+    assert all(len(several) == 1 for name, several in after.items() if name != "ratio")
 
 
 def test_measures_and_tasks_are_what_any_run_has() -> None:

@@ -88,3 +88,18 @@ def test_any_folder_gives_a_sensible_page(kind: str, browser: Browser, tmp_path:
     if kind == "states":
         assert "has schema 0" in text
         assert 'in stage "dense"' in text
+
+
+def test_a_run_without_a_configuration_brings_no_filter_and_no_column(browser: Browser, tmp_path: Path) -> None:
+    make_study(tmp_path / "mine", [0.1, 0.2], ["taylor"], [0])
+    ended = make_unfinished(tmp_path / "mine", make_result("mine", 0.5, "l2", 1), "running", stage="load")
+    for path in (ended / ".hydra").iterdir():
+        path.unlink()
+    browser.open(write_dashboard(tmp_path / "mine"))
+    assert browser.errors == []
+    assert browser.run("[...document.querySelectorAll('details.filter')].map(one => one.dataset.facet)") == [
+        "ratio",
+        "state",
+    ]
+    assert "model tiny · estimator taylor" in browser.run("document.getElementById('common').textContent")
+    assert browser.run("document.getElementById('count').textContent") == "3 of 3 runs"

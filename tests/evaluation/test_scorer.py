@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from evaluation.prefix_trees import OPEN, Job, pack
+from evaluation.prefix_trees import OPEN, Job, pack, token_budget
 from evaluation.scorer import SharedContextLM
 
 MAX_LENGTH = 48
@@ -184,7 +184,7 @@ def test_shortcuts_are_taken_only_where_exact(
 
 def test_order_and_company_of_requests_do_not_matter(tokenizer: PreTrainedTokenizerFast) -> None:
     """A request gets the same score first or last, and with or without the others."""
-    scorer = SharedContextLM(build("llama"), tokenizer, tokens_per_batch=64)
+    scorer = SharedContextLM(build("llama"), tokenizer, budget=token_budget(64))
     scores = dict(zip(PAIRS, scorer.loglikelihood(requests(PAIRS), disable_tqdm=True), strict=True))
     shuffled = random.Random(0).sample(PAIRS, len(PAIRS))
     again = scorer.loglikelihood(requests(shuffled), disable_tqdm=True)
@@ -236,7 +236,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(
     assert_same(scorer.loglikelihood(requests(PAIRS), disable_tqdm=True), wanted)
     assert sum("out of memory" in record.message for record in caplog.records) == 1
     room = 3
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(torch.OutOfMemoryError, match=r"no batch can be smaller.*model\.dtype=bfloat16"):
         scorer.loglikelihood(requests(PAIRS), disable_tqdm=True)
 
 
@@ -266,7 +266,7 @@ def test_a_processor_without_memory_is_given_smaller_batches(
     model.model.forward = failing.forward
     assert_same(scorer.loglikelihood(requests(PAIRS), disable_tqdm=True), wanted)
     assert failing.times == 0
-    assert scorer.tokens_per_batch <= 1024 // 8
+    assert scorer.budget.size <= 1024 // 8
     assert sum("out of memory" in record.message for record in caplog.records) == 1
 
 
@@ -284,7 +284,7 @@ def test_a_narrower_model_is_scored_in_the_same_batches(tokenizer: PreTrainedTok
 
     def batches(hidden_size: int) -> list[dict[str, torch.Tensor]]:
         model = LlamaForCausalLM(LlamaConfig(**(LLAMA | {"hidden_size": hidden_size}))).eval()
-        scorer, seen, forward = SharedContextLM(model, tokenizer, tokens_per_batch=256), [], model.model.forward
+        scorer, seen, forward = SharedContextLM(model, tokenizer, budget=token_budget(256)), [], model.model.forward
 
         def recorded(**inputs: torch.Tensor) -> object:
             seen.append(inputs)
@@ -308,7 +308,7 @@ def test_with_one_token_a_batch_every_sequence_is_alone(
 ) -> None:
     """No padding, no branches, and the scores of full batches."""
     model = build("llama")
-    scorer = SharedContextLM(model, tokenizer, tokens_per_batch=1)
+    scorer = SharedContextLM(model, tokenizer, budget=token_budget(1))
     batches, run = [], scorer._states
     monkeypatch.setattr(scorer, "_states", lambda rows: batches.append(rows) or run(rows))
     alone = scorer.loglikelihood(requests(PAIRS), disable_tqdm=True)

@@ -4,6 +4,7 @@ import json
 import random
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -229,6 +230,21 @@ def test_as_many_items_as_there_are_is_nothing_to_say(
     assert caplog.text == ""
 
 
+def test_the_items_that_lm_eval_fetches_are_counted_too(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("evaluation.tasks._load_stock_task", lambda *_: SimpleNamespace(eval_docs=[{}] * 3))
+    ZeroShot(["sciq"], 3, 0, None, cache)
+    assert caplog.text == ""
+    ZeroShot(["sciq"], 4, 0, None, cache)
+    assert "evaluation.items=4: sciq has 3 items; all of them are scored" in caplog.text
+    monkeypatch.setattr("evaluation.tasks._load_stock_task", lambda *_: SimpleNamespace(eval_docs=[]))
+    with pytest.raises(
+        ValueError, match=r"evaluation\.tasks: sciq has no items: the split that lm-eval scores is empty"
+    ):
+        ZeroShot(["sciq"], None, 0, None, cache)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -347,7 +363,7 @@ def test_models_that_are_scored_later_begin_with_the_batches_that_fitted(
     monkeypatch.setattr(SharedContextLM, "_states", small)
     tasks = ZeroShot(["piqa", "winogrande"], None, 0, str(folder), cache)
     found = tasks.score(llama, tokenizer, "one")
-    assert tasks.tokens_per_batch <= 300
+    assert tasks.budget.size <= 300
     tasks.score(build("llama_mha"), tokenizer, "other")
     assert caplog.text.count("out of memory") == 1
     for first, second in zip(found["piqa"]["outcomes"], wanted["piqa"]["outcomes"], strict=True):

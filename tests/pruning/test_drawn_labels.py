@@ -12,7 +12,13 @@ from transformers import PreTrainedModel
 
 from pruning.families import find_layout
 from pruning.grouping import find_units
-from pruning.importance.gradients import batch_loss, draw_labels, drawn_label_loss, label_places
+from pruning.importance.gradients import (
+    batch_loss,
+    draw_tokens,
+    drawn_label_gradient,
+    label_places,
+    next_token_logits,
+)
 from pruning.importance.unit_mask import Labels, MaskOrder, MaskUnit, UnitMask
 from pruning.units import UnitGroup, UnitKind
 from tests.pruning.test_importance import state_of
@@ -42,7 +48,7 @@ def groups_of(model: PreTrainedModel) -> dict[str, UnitGroup]:
 def test_labels_follow_the_models_distribution() -> None:
     logits = torch.tensor([0.3, -1.0, 2.0, -torch.inf, 1.1, 0.0, -4.0])
     places = torch.rand(20000, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    drawn = draw_labels(logits.expand(len(places), -1), places).bincount(minlength=len(logits))
+    drawn = draw_tokens(logits.softmax(dim=-1).expand(len(places), -1), places).bincount(minlength=len(logits))
     possible = logits.isfinite()
     assert not drawn[~possible].any()
     expected = logits.double().softmax(dim=-1)[possible] * len(places)
@@ -51,8 +57,13 @@ def test_labels_follow_the_models_distribution() -> None:
 
 def test_a_label_is_the_token_whose_share_of_the_distribution_holds_the_place() -> None:
     places = torch.tensor([0.0, 0.0999, 0.1001, 0.2999, 0.5999, 0.99999], dtype=torch.float64)
-    logits = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4]).log().expand(6, -1)
-    assert draw_labels(logits, places).tolist() == [1, 1, 2, 2, 3, 4]
+    chances = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4]).expand(6, -1)
+    assert draw_tokens(chances, places).tolist() == [1, 1, 2, 2, 3, 4]
+
+
+def test_what_cannot_follow_is_never_drawn() -> None:
+    chances = torch.tensor([0.0, 0.3, 0.7, 0.0, 0.0]).expand(2, -1)
+    assert draw_tokens(chances, torch.tensor([0.0, 1 - 1e-12], dtype=torch.float64)).tolist() == [1, 2]
 
 
 def test_places_are_the_same_for_a_seed_and_uniform() -> None:
@@ -66,17 +77,20 @@ def test_places_are_the_same_for_a_seed_and_uniform() -> None:
     assert float(places.mean()) == pytest.approx(0.5, abs=0.03)
 
 
-def test_the_loss_is_the_mean_over_the_drawn_tokens(tiny: PreTrainedModel) -> None:
+def test_the_gradient_is_that_of_the_mean_loss_on_the_drawn_tokens(tiny: PreTrainedModel) -> None:
     places = label_places(tokens(), seed=1)
-    logits = tiny(tokens()).logits.detach().double()
-    total = 0.0
+    logits = tiny(tokens()).logits[:, :-1].detach().double().requires_grad_()
+    total = torch.zeros((), dtype=torch.float64)
     for sample, row in enumerate(places):
         for position, place in enumerate(row):
             chances = logits[sample, position].softmax(dim=-1)
             label = int((chances.cumsum(dim=0) <= place).sum())
-            total -= float(chances[label].log())
-    assert drawn_label_loss(tiny, tokens(), places).item() == pytest.approx(total / places.numel(), rel=1e-5)
-    text = functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens()[:, 1:].flatten())
+            total = total - chances[label].log()
+    (total / places.numel()).backward()
+    found = drawn_label_gradient(next_token_logits(tiny, tokens()).detach(), places)
+    assert logits.grad is not None
+    assert torch.allclose(found.double(), logits.grad, atol=1e-7)
+    text = functional.cross_entropy(logits.detach().flatten(0, 1), tokens()[:, 1:].flatten())
     assert batch_loss(tiny, tokens()).item() == pytest.approx(float(text), rel=1e-5)
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.cache import Cache
 from pruning.documents import Documents, TooLong
-from pruning.instructions import Form, Instructions
+from pruning.instructions import Form, Instructions, read_hub
 from pruning.mixture import Mixture, MixturePart, PartSource, part_documents
 from pruning.model import byte_tokenizer
 from pruning.packing import NOT_LEARNT
@@ -154,6 +154,19 @@ def test_a_file_that_is_wrong_is_named_with_the_line(
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=rf"data\.path=.*{message}"):
         read(Instructions(path=str(tmp_path / name)), tokenizer)
+
+
+def test_a_folder_in_the_hubs_formats_is_read_and_its_records_are_named(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    lines = [json.dumps(record(index)) for index in range(3)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    assert [row["output"] for row in read_hub(str(tmp_path), "train")] == ["It is 0.", "It is 1.", "It is 2."]
+    with pytest.raises(ValueError, match=r"data\.path=.* with split=validation cannot be read: .*train"):
+        list(read_hub(str(tmp_path), "validation"))
+    (tmp_path / "train.jsonl").write_text("\n".join([*lines[:2], '{"instruction": "x", "answer": "y"}']))
+    with pytest.raises(ValueError, match=r"data\.path=.*, record 3: no text under 'output'; it has"):
+        list(read_hub(str(tmp_path), "train"))
 
 
 def test_a_missing_file_a_missing_template_and_an_unfit_model_are_refused(

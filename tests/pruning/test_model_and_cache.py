@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.cache import Cache
-from pruning.model import PretrainedSource, RandomLlamaSource, choose_device, fingerprint
+from pruning.model import PretrainedSource, RandomLlamaSource, byte_tokenizer, choose_device, fingerprint
 
 
 def test_random_llama_is_the_same_for_the_same_seed(cache: Cache) -> None:
@@ -58,6 +58,25 @@ def test_folders_and_files_that_are_no_model_are_refused(cache: Cache, tmp_path:
     with pytest.raises(ValueError, match=r"cannot be read|not supported"):
         PretrainedSource(name="x", path=str(tmp_path / "broken.gguf")).load(cache, "cpu")
     assert not list((cache.root / "unpacked_gguf").glob("*/"))
+
+
+def test_a_tokenizer_of_another_model_is_refused(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache, tmp_path: Path
+) -> None:
+    """Its text would become tokens without an embedding. Added tokens that no text holds are no reason."""
+    source = PretrainedSource(name="x", path=str(tmp_path))
+    llama.save_pretrained(tmp_path)
+    other = byte_tokenizer()
+    other.add_tokens(["<pad>"])
+    other.save_pretrained(tmp_path)
+    assert len(source.load(cache, "cpu")[1]) == 259
+    llama.resize_token_embeddings(257)
+    llama.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"model\.path=.*tokens up to 257, but .* embeddings for 0 to 256.*own tokenizer"
+    ):
+        source.load(cache, "cpu")
 
 
 def test_quantised_weights_are_refused(

@@ -17,6 +17,7 @@ from pruning.compensation.least_squares import LeastSquares
 from pruning.compensation.moments import StoredMoments, input_moments, kept_inputs, readers_of
 from pruning.families import find_layout
 from pruning.grouping import find_units
+from pruning.importance import activations
 from pruning.units import PruningPlan, UnitGroup, UnitKind
 from tests.pruning.compensate import HEADS, TEXT, half_plan
 from tests.pruning.test_importance import state_of
@@ -61,6 +62,19 @@ def test_moments_are_those_of_the_inputs_and_the_head_does_not_run(family: str, 
         assert torch.allclose(found.mean, x.mean(dim=0), rtol=1e-4, atol=1e-5)
         scale = float(x.square().mean())
         assert torch.allclose(found.second.double(), x.T @ x / len(x), rtol=1e-3, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("strip", [1, 7, 1000])
+def test_second_moments_summed_in_strips_are_whole_and_symmetric(
+    strip: int, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activations, "STRIP", strip)
+    model = build("llama_gqa_tied")
+    reader = next(iter(readers_of(groups_of(model)).values()))
+    x = inputs_of_reader(model, reader, TEXT)
+    found = input_moments(model, groups_of(model), TEXT, cache, batch_size=5).of(reader).second
+    assert torch.equal(found, found.T)
+    assert torch.allclose(found.double(), x.T @ x / len(x), rtol=1e-3, atol=1e-5 * float(x.square().mean()))
 
 
 @pytest.mark.parametrize("family", ["llama_gqa_tied", "gpt2", "opt", "qwen3_moe"])

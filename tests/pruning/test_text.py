@@ -116,6 +116,24 @@ def test_hub_text_reads_a_local_folder_in_the_hubs_formats(given: Given, tmp_pat
     assert documents.corpora == corpora_of(str(tmp_path / "train.jsonl"), "x")
 
 
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ('{"text": "a"}', {"split": "validation"}, r"with split=validation cannot be read: .*validation.*train"),
+        ('{"text": "a"}', {"config": "en"}, r"with config=en, split=train cannot be read: .*'en'"),
+        ('{"text": "a"}\n{bad\n', {}, r"with split=train cannot be read: .*JSON"),
+        ('{"text": " "}\n{"text": ""}\n', {}, r": there is no text in its split=train"),
+        ('{"body": "a"}\n', {}, r", row 1: no field 'text'"),
+    ],
+)
+def test_a_hub_set_that_cannot_be_used_is_named(
+    given: Given, tmp_path: Path, rows: str, options: dict[str, str], message: str
+) -> None:
+    (tmp_path / "train.jsonl").write_text(rows)
+    with pytest.raises(ValueError, match=rf"data\.path={tmp_path} ?{message}"):
+        given.documents(HubText(path=str(tmp_path), **options))
+
+
 def test_hub_text_without_a_network_says_what_to_use(given: Given) -> None:
     with pytest.raises(ValueError, match=r"data\.path=no/such-set.*data=bundled"):
         given.documents(HubText(path="no/such-set"))

@@ -27,6 +27,7 @@ from pruning.model import choose_device
 from pruning.noise import Noise
 from pruning.rounds import Chooser
 from pruning.run_texts import RunTexts, draw_texts
+from pruning.self_generated import with_self_generated
 from recovery.lora import Lora
 from recovery.targets import cut_maps
 from recovery.task import RecoveryReport, RecoveryTask
@@ -124,7 +125,11 @@ def prepare(config: schema.ExperimentConfig, run: RunFolder, tracker: Tracker) -
         "recovery": config.recovery.blocks_needed(),
         "validation": config.recovery.validation_needed(),
     }
-    texts = draw_texts(documents, blocks, tokenizer, config.seed, own)
+    tokens = max(count * length for count, length in (blocks["calibration"], blocks["compensation"]))
+    calibrating = with_self_generated(
+        documents, data.self_generated_share, tokens, model, tokenizer, cache, config.seed
+    )
+    texts = draw_texts(calibrating, blocks, tokenizer, config.seed, own or documents)
     evaluator = Evaluator(config.evaluation, stability, tokenizer, cache)
     factors = isinstance(config.recovery, Lora) and not config.recovery.use_dora
     return Bench(

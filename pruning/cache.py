@@ -74,6 +74,10 @@ class Cache:
                 write_json(temporary / MANIFEST, sums)
         return path
 
+    def has_folder(self, kind: str, inputs: dict[str, Any]) -> bool:
+        """Say whether `folder` would find these inputs' folder, whole or damaged."""
+        return self._place(kind, inputs).exists()
+
     def unfinished(self, kind: str, inputs: dict[str, Any]) -> Path:
         """Return where work on a folder's contents may be kept while it lasts, to go on from after a kill.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -75,7 +76,7 @@ class Chooser:
             # an allocator takes every plan to be carried out
             allocator = self.allocator if is_last else copy.deepcopy(self.allocator)
             aim = ratio if is_last else before + (ratio - before) * index / rounds
-            with pruned_for_now(model, groups, plan, corrections):
+            with pruned_for_now(model, groups, plan, corrections), self._passing(model, groups, samples, plan):
                 scores = score_units(self.importance, model, groups, samples, self.cache)
             try:
                 with compensated(model, corrections):
@@ -84,9 +85,22 @@ class Chooser:
                 if is_last:
                     raise
                 continue  # the next round takes the step
-            corrections = self.compensation.corrections(model, groups, plan, self.moments, self.cache)
+            corrections = self.compensation.corrections(model, groups, plan, self.moments, self.cache, self.scored)
         outputs = sublayer_outputs(model, self.allocator.layout)
         return scores, plan, self.compensation.finish(model, groups, plan, outputs, self.moments, corrections)
+
+    @property
+    def scored(self) -> int:
+        """How many of the blocks that moments are taken on are those that importance is measured on: the first, or none."""
+        first = self.moments[: len(self.calibration)]
+        return len(first) if first.shape == self.calibration.shape and torch.equal(first, self.calibration) else 0
+
+    def _passing(
+        self, model: PreTrainedModel, groups: Mapping[str, UnitGroup], samples: torch.Tensor, plan: PruningPlan
+    ) -> AbstractContextManager[None]:
+        """Return the context of a scoring, in which moments of the model as it is are taken where they can be."""
+        whole = len(samples) == self.scored and not plan.kept
+        return self.compensation.while_scoring(model, groups, samples, self.cache) if whole else nullcontext()
 
     def for_trial(self) -> Chooser:
         """Return a chooser whose plans are not taken to be carried out."""

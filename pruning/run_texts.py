@@ -65,8 +65,7 @@ def draw_texts(
         ValueError: a part is too short for what is drawn from it, or so light that no calibration block is.
     """
     check_weights(parts, blocks["calibration"][0])
-    calibration = spread_over(parts, blocks["calibration"], tokenizer, seed, "data.calibration_samples")
-    compensation = spread_over(parts, blocks["compensation"], tokenizer, seed, "compensation.samples")
+    calibration, compensation = calibration_blocks(parts, blocks, tokenizer, seed)
     count, length = blocks["recovery"]
     if count == 0:
         nothing = torch.empty(0, 0, dtype=torch.long)
@@ -122,6 +121,23 @@ def training_blocks(
     if part.prompts is None:
         return token_blocks(documents, tokenizer, length, count, purpose=purpose, seed=seed)
     return example_rows(documents, part.prompts, tokenizer, length, count, purpose=purpose, seed=seed)
+
+
+def calibration_blocks(
+    parts: Sequence[Documents],
+    blocks: Mapping[str, tuple[int, int]],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the blocks for importance and for compensation: where theirs are as long, the first of the more are the fewer."""
+    keys = {"calibration": "data.calibration_samples", "compensation": "compensation.samples"}
+    (first, first_length), (second, second_length) = (blocks[use] for use in keys)
+    if first_length != second_length:
+        calibration, compensation = (spread_over(parts, blocks[use], tokenizer, seed, key) for use, key in keys.items())
+        return calibration, compensation
+    more = max(keys, key=lambda use: blocks[use][0])
+    drawn = spread_over(parts, blocks[more], tokenizer, seed, keys[more])
+    return drawn[:first], drawn[:second]
 
 
 def spread_over(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -52,6 +54,10 @@ class SelfGenerated(TextSource):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache, seed: int
     ) -> list[Documents]:
         """Return documents sampled from the model."""
+        return [split_documents(self.texts(model, tokenizer, cache, seed), self.heldout_fraction)]
+
+    def texts(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache, seed: int) -> list[str]:
+        """Return the texts that the model writes."""
         from pruning.model import fingerprint
 
         inputs = {
@@ -62,7 +68,7 @@ class SelfGenerated(TextSource):
             "temperature": self.temperature,
         }
         texts = cache.json("self_generated", inputs, lambda: self._write(model, tokenizer, seed))
-        return [split_documents([text for text in texts if text.strip()], self.heldout_fraction)]
+        return [text for text in texts if text.strip()]
 
     def _write(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[str]:
         import torch
@@ -98,3 +104,35 @@ class SelfGenerated(TextSource):
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         ordinary = torch.tensor(sorted(set(range(len(tokenizer))) - special))
         return ordinary[torch.randint(len(ordinary), (self.num_documents, 1))]
+
+
+def with_self_generated(
+    parts: Sequence[Documents],
+    share: float,
+    tokens: int,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Cache,
+    seed: int,
+) -> list[Documents]:
+    """Return documents to calibrate on: those of a source, and what the model writes itself.
+
+    Args:
+        parts: the source's documents.
+        share: of what is drawn from all of them that is the model's own, in [0, 1).
+        tokens: that will be drawn in all, at most.
+        model: the dense one.
+        tokenizer: its tokenizer.
+        cache: keeps what was written.
+        seed: draws what is written.
+    """
+    if not share:
+        return list(parts)
+    source = SelfGenerated(num_documents=math.ceil(SPARE * share * tokens / SelfGenerated.document_length))
+    texts = source.texts(model, tokenizer, cache, seed)
+    weight = share / (1 - share) * sum(part.weight for part in parts)
+    return [*parts, Documents(texts, [], key="data.self_generated_share", weight=weight)]
+
+
+SPARE = 1.1
+"""How much more is written than will be drawn: text may become fewer tokens than it was written in."""

@@ -49,6 +49,10 @@ class TextSource:
     calibration_length: int = 64
     """Tokens in each of them."""
 
+    self_generated_share: float = 0.0
+    """Share of the blocks for importance and compensation that the dense model writes itself, in [0, 1): text like what it has
+    learnt, whatever the source holds."""
+
     allow_tested: AllowTested = AllowTested.none
     """none: refuse text of a corpus that perplexity or the probes are measured on; corpus: allow other documents of it,
     and mark the figures as in domain; documents: allow even the same documents, and mark the figures as contaminated."""
@@ -57,6 +61,10 @@ class TextSource:
         for name in ("calibration_samples", "calibration_length"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"data.{name}={value}: must be at least 1")
+        if not 0 <= self.self_generated_share < 1:
+            raise ValueError(
+                f"data.self_generated_share={self.self_generated_share}: must be in [0, 1); data=self_generated is for 1"
+            )
 
     def documents(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache, seed: int

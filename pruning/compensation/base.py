@@ -6,6 +6,7 @@ Letters: O outputs and I inputs of a linear map, P its inputs that leave, K thos
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ class Compensation:
         plan: PruningPlan,
         samples: torch.Tensor,
         cache: Cache,
+        scored: int = 0,
     ) -> dict[str, Correction]:
         """Return what the linear maps that read the units that leave become; the model is bit-identical afterwards.
 
@@ -56,11 +58,18 @@ class Compensation:
             plan: what will be cut.
             samples: calibration token ids, (N, T).
             cache: where the moments of the inputs are kept: another plan for the same model costs its solve only.
+            scored: the first so many samples are those that the units were scored on, inside `while_scoring`.
 
         Returns:
             Name of the linear map -> its correction.
         """
         return {}
+
+    def while_scoring(
+        self, model: PreTrainedModel, groups: Mapping[str, UnitGroup], samples: torch.Tensor, cache: Cache
+    ) -> AbstractContextManager[None]:
+        """Return the context in which units are scored on samples (N, T) that `corrections` will be asked for too."""
+        return nullcontext()
 
     def finish(
         self,
@@ -126,6 +135,7 @@ class CalibratedCompensation(Compensation):
         plan: PruningPlan,
         samples: torch.Tensor,
         cache: Cache,
+        scored: int = 0,
     ) -> dict[str, Correction]:
         """Return the correction of every linear map that loses inputs; see the base class.
 
@@ -138,7 +148,7 @@ class CalibratedCompensation(Compensation):
         corrections: dict[str, Correction] = {}
         if not (inputs := kept_inputs(model, groups, plan)):
             return corrections
-        moments = input_moments(model, groups, samples, cache, self.batch_size, self.layers_at_once)
+        moments = input_moments(model, groups, samples, cache, self.batch_size, self.layers_at_once, scored)
         for reader, kept in inputs.items():
             found = moments.of(reader)
             if not found.second.diagonal().isfinite().all():  # which bounds the others
@@ -148,6 +158,14 @@ class CalibratedCompensation(Compensation):
                 )
             corrections[reader] = self.correct(reader, weight_of(model, reader), kept, found)
         return corrections
+
+    def while_scoring(
+        self, model: PreTrainedModel, groups: Mapping[str, UnitGroup], samples: torch.Tensor, cache: Cache
+    ) -> AbstractContextManager[None]:
+        """Return the context that takes the moments of the samples as they pass by, unless memory is short."""
+        from pruning.compensation.moments import moments_in_passing
+
+        return nullcontext() if self.layers_at_once else moments_in_passing(model, groups, samples, cache)
 
     def correct(self, reader: str, weight: torch.Tensor, kept: torch.Tensor, moments: InputMoments) -> Correction:
         """Return the correction of one linear map.

@@ -59,7 +59,7 @@ def stream_input_moments(
         ValueError: the model did not use one of the linear maps.
     """
     batches = split_samples(samples, batch_size)
-    sums: dict[str, _Sums] = {reader: _Sums(second) for reader in readers}
+    sums: dict[str, InputSums] = {reader: InputSums(second) for reader in readers}
     last = False
 
     def watch(module: nn.Module, inputs: tuple[torch.Tensor, ...], reader: str) -> None:
@@ -86,8 +86,11 @@ STRIP = 512
 """Rows of a matrix of second moments that are summed at once, from the diagonal on: below it they are the same."""
 
 
-class _Sums:
-    """Sums over tokens. Squares of 32-bit sums would lose the variance of inputs with a large mean: they have 64."""
+class InputSums:
+    """Sums over tokens of what goes into one linear map, `second` for those of the products of all pairs.
+
+    Squares of 32-bit sums would lose the variance of inputs with a large mean: they have 64.
+    """
 
     def __init__(self, second: bool) -> None:
         self.count = 0

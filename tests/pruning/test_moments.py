@@ -14,10 +14,19 @@ from pruning.cache import Cache
 from pruning.compensation.base import CalibratedCompensation
 from pruning.compensation.bias import BiasCompensation
 from pruning.compensation.least_squares import LeastSquares
-from pruning.compensation.moments import StoredMoments, input_moments, kept_inputs, readers_of
+from pruning.compensation.moments import (
+    StoredMoments,
+    input_moments,
+    kept_inputs,
+    moments_in_passing,
+    readers_of,
+)
 from pruning.families import find_layout
 from pruning.grouping import find_units
 from pruning.importance import activations
+from pruning.importance.base import CalibratedImportance
+from pruning.importance.taylor import Taylor
+from pruning.importance.unit_mask import Labels, UnitMask
 from pruning.units import PruningPlan, UnitGroup, UnitKind
 from tests.pruning.compensate import HEADS, TEXT, half_plan
 from tests.pruning.test_importance import state_of
@@ -120,6 +129,57 @@ def test_one_pass_serves_every_plan_and_compensation(
         llama.model.layers[0].mlp.up_proj.weight[0, 0] += 1
     first.corrections(llama, groups, plans[0], TEXT, cache)
     assert counts["samples"] == 2 * len(TEXT)
+
+
+def read_groups_of(model: PreTrainedModel) -> dict[str, UnitGroup]:
+    """The groups whose units a linear map reads."""
+    groups = groups_of(model)
+    return {name: groups[name] for name in readers_of(groups)}
+
+
+SCORED = 5
+"""Of the samples in TEXT, those that the units are scored on."""
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        UnitMask(batch_size=2),
+        UnitMask(batch_size=2, checkpointing=True),
+        UnitMask(labels=Labels.model),
+        Taylor(batch_size=3),
+    ],
+)
+@pytest.mark.parametrize("scorings", [1, 2])
+def test_moments_of_scored_samples_are_taken_as_they_pass_by(
+    llama: PreTrainedModel, tmp_path: Path, estimator: CalibratedImportance, scorings: int
+) -> None:
+    groups, cache = read_groups_of(llama), Cache(tmp_path / "passing")
+    before = state_of(llama)
+    with moments_in_passing(llama, groups, TEXT[:SCORED], cache):
+        for samples in (TEXT[:SCORED], TEXT[: SCORED // 2])[:scorings]:
+            estimator.score(llama, groups, samples)
+    assert state_of(llama) == before
+    counts = passes_of(llama)
+    found = input_moments(llama, groups, TEXT, cache, batch_size=4, scored=SCORED)
+    assert counts == {"samples": len(TEXT) - SCORED}
+    expected = input_moments(llama, groups, TEXT, Cache(tmp_path / "whole"), batch_size=4)
+    for reader in set(readers_of(groups).values()):
+        ours, theirs = found.of(reader), expected.of(reader)
+        assert torch.allclose(ours.mean, theirs.mean, rtol=1e-5, atol=1e-6)
+        scale = float(theirs.second.diagonal().mean())
+        assert torch.allclose(ours.second, theirs.second, rtol=1e-4, atol=1e-6 * scale)
+
+
+def test_passes_over_other_or_fewer_samples_keep_no_moments(llama: PreTrainedModel, cache: Cache) -> None:
+    groups = read_groups_of(llama)
+    with moments_in_passing(llama, groups, TEXT[:SCORED], cache):
+        UnitMask().score(llama, groups, TEXT[: SCORED - 1])
+    with moments_in_passing(llama, groups, TEXT[:SCORED], cache):
+        pass
+    counts = passes_of(llama)
+    input_moments(llama, groups, TEXT[:SCORED], cache)
+    assert counts["samples"] == SCORED
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove"])

@@ -43,6 +43,19 @@ def test_every_beginning_of_a_mixture_is_mixed(tokenizer: PreTrainedTokenizerBas
     assert half[:12].count("a") == half[12:].count("a") == 3
 
 
+@pytest.mark.parametrize(("calibration", "compensation"), [(6, 20), (20, 6), (8, 8)])
+def test_importance_and_compensation_share_blocks_where_they_are_as_long(
+    calibration: int, compensation: int, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    blocks = {"calibration": (calibration, 32), "compensation": (compensation, 32), "recovery": (0, 0)}
+    texts = draw_texts([part("a", 1), part("b", 1)], blocks, tokenizer, 0)
+    fewer = min(calibration, compensation)
+    assert len(texts.calibration) == calibration
+    assert len(texts.compensation) == compensation
+    assert torch.equal(texts.calibration[:fewer], texts.compensation[:fewer])
+    assert letters(texts.calibration, tokenizer).count("a") == calibration / 2
+
+
 @pytest.mark.parametrize("weights", [[1], [1, 1], [0.2, 0.7, 0.1], [5, 1, 1, 1, 1], [1e-3, 1]])
 def test_interleaving_keeps_every_part_near_its_share(weights: list[float]) -> None:
     order = interleave(weights, 400)

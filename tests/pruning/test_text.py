@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.cache import Cache
 from pruning.documents import Documents, corpora_of, read_corpus, read_documents
-from pruning.self_generated import FirstToken, SelfGenerated
+from pruning.run_texts import draw_texts
+from pruning.self_generated import FirstToken, SelfGenerated, with_self_generated
 from pruning.text import BundledPassages, HubText, LocalText, TextSource
 
 WORDS = [f"document {i} says " + "word " * 30 for i in range(40)]
@@ -184,3 +185,22 @@ def test_a_low_temperature_writes_the_likeliest_text(given: Given) -> None:
 def test_nothing_to_write_is_refused(option: str) -> None:
     with pytest.raises(ValueError, match=rf"data\.{option}=0: must be"):
         SelfGenerated(**{option: 0})
+
+
+def test_the_models_own_text_has_its_share_of_the_calibration_blocks(given: Given) -> None:
+    llama, tokenizer, cache = given.arguments
+    parts = [Documents(["alpha beta " * 200], [], key="data.a"), Documents(["gamma delta " * 400], [], weight=3.0)]
+    assert with_self_generated(parts, 0.0, 640, llama, tokenizer, cache, 0) == parts
+    mixed = with_self_generated(parts, 0.2, 640, llama, tokenizer, cache, 0)
+    assert mixed[:2] == parts
+    assert mixed[2].weight == pytest.approx(1.0)  # a fifth of 1 + 3 + 1
+    blocks = {"calibration": (20, 32), "compensation": (10, 16), "recovery": (0, 0)}
+    drawn = [tokenizer.decode(block) for block in draw_texts(mixed, blocks, tokenizer, 0).calibration]
+    assert sum(not any(word in text for word in ("alpha", "gamma")) for text in drawn) == 4
+    text = "\n\n".join(mixed[2].train)
+    assert len(tokenizer(text)["input_ids"]) >= 640 * 0.2
+
+
+def test_a_share_of_one_is_another_source() -> None:
+    with pytest.raises(ValueError, match=r"data\.self_generated_share=1\.0: .*data=self_generated"):
+        LocalText(path="x", self_generated_share=1.0)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from pruning.cache import Cache
@@ -134,6 +135,8 @@ def outputs_of(model: PreTrainedModel, blocks: torch.Tensor) -> tuple[torch.Tens
 def head_input(model: Any) -> Iterator[list[torch.Tensor]]:
     """Collect what the model's head is given while it runs: the last hidden states (B, T, D)."""
     seen: list[torch.Tensor] = []
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
     handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         yield seen

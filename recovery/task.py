@@ -74,7 +74,8 @@ class RecoveryReport:
     """Largest difference of the logits on one batch before and after merging, relative to the largest logit."""
 
     seconds: float = field(default=0.0, compare=False)
-    """Time that the training took when it was done, what its objective needs of the dense model included."""
+    """Time that the training took when it was done, in all processes that worked on it, what its objective needs of the dense
+    model included."""
 
     def metrics(self) -> dict[str, float]:
         """Return the figures under their logged names."""

@@ -18,6 +18,7 @@ from pruning.mixture import MixturePart, check_parts, part_documents
 from pruning.progress import loop
 from recovery.base import Log, Recovery
 from recovery.objectives import Objective
+from recovery.processes import check_processes, processes_on
 from recovery.task import RecoveryReport, RecoveryTask
 
 if TYPE_CHECKING:
@@ -80,6 +81,10 @@ class TrainedRecovery(Recovery):
     gradient_checkpointing: bool = False
     """Whether activations are computed again for the gradient instead of kept: less memory, about a third slower."""
 
+    processes: int | str = 1
+    """Processes that share out each step, one on each GPU, or auto for one on every visible GPU; the result is the same up to
+    rounding."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_parts(self.data, "recovery.data")
@@ -90,6 +95,10 @@ class TrainedRecovery(Recovery):
             raise ValueError(
                 f"recovery.micro_batch_size={self.micro_batch_size}: must divide recovery.batch_size={self.batch_size}"
             )
+        if isinstance(self.processes, int):
+            check_processes(self.processes, self.batch_size, self.micro_batch_size)
+        elif self.processes != "auto":
+            raise ValueError(f"recovery.processes={self.processes}: must be a number, or auto for one on each GPU")
         if self.learning_rate <= 0:
             raise ValueError(f"recovery.learning_rate={self.learning_rate}: must be above 0")
         if self.target_modules is not None and not self.target_modules:
@@ -142,6 +151,7 @@ class TrainedRecovery(Recovery):
         from recovery.targets import linear_maps
 
         linear_maps(model, self.target_modules)
+        processes_on(model.device.type, self)
         if self.gradient_checkpointing and not model.supports_gradient_checkpointing:
             raise ValueError(
                 f"recovery.gradient_checkpointing=true: {type(model).__name__} does not support it; set it to false"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -75,9 +76,13 @@ class ObjectiveTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the objective's loss of a batch."""
+        """Return the objective's loss of a batch, times the number of processes: the mean over them is taken of gradients.
+
+        Dropout is drawn anew for every batch by the place of its first row, so it is the same whichever process has it.
+        """
+        torch.manual_seed(1_000_003 * self.args.seed + int(inputs["index"][0]))
         with self.computing():
-            return self.batch_loss(model, inputs, num_items_in_batch)
+            return self.batch_loss(model, inputs, num_items_in_batch) * self.accelerator.num_processes
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Return 0: the Trainer cannot tell them from these batches, and nobody reads them."""
@@ -86,8 +91,9 @@ class ObjectiveTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained weights into a checkpoint."""
         assert output_dir is not None
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_file(trained_weights(self.trained), Path(output_dir) / TRAINED)
+        if self.args.should_save:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            save_file(trained_weights(self.trained), Path(output_dir) / TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_weights(self.trained, load_file(Path(resume_from_checkpoint) / TRAINED))
@@ -114,7 +120,8 @@ class CheckpointCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Complete the checkpoint."""
-        self.kept.save(Path(args.output_dir) / f"checkpoint-{state.global_step}" / KEPT)
+        if state.is_world_process_zero:
+            self.kept.save(Path(args.output_dir) / f"checkpoint-{state.global_step}" / KEPT)
 
 
 class LogCallback(TrainerCallback):

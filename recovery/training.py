@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +18,24 @@ from pruning.cache import Cache
 from pruning.model import fingerprint
 from pruning.packing import token_count
 from recovery.kept_state import KeptState
-from recovery.objectives import training_rows
+from recovery.objectives import BatchLoss, training_rows
+from recovery.processes import processes_on
 from recovery.task import RecoveryTask
 from recovery.trainer import Course, LogStep, train
 from recovery.watching import WatchCallback
+from recovery.workers import carry_out, save_work
 
 if TYPE_CHECKING:
     from recovery.trained import TrainedRecovery
 
 REPORT = "report.json"
 
-SCHEDULING = ("when", "tail", "steps", "save_every", "data")
-"""Settings that say when, how far and on what is trained: what one training comes to depends on its own blocks alone."""
+WORK = "work.pt"
+"""What the processes of a training read, beside its checkpoints while it lasts."""
+
+SCHEDULING = ("when", "tail", "steps", "save_every", "data", "processes")
+"""Settings that say when, how far, on what and by how many is trained: what one training comes to depends on its own blocks
+alone, and up to rounding not on the number of processes."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +67,32 @@ class Training:
 
     def carry_out(self, cache: Cache, folder: Path, unfinished: Path, log: LogStep) -> None:
         """Train, and write what came of it, and a report, into `folder`; checkpoints are in `unfinished` meanwhile."""
-        started = time.monotonic()
+        device, places = self.model.device.type, (folder, unfinished, KeptState())
+        processes = processes_on(device, self.recovery)
+        if processes == 1:
+            self.train(self._loss(cache), *places, log)
+            return
+        unfinished.mkdir(parents=True, exist_ok=True)
+        without_teacher = replace(self, task=replace(self.task, teacher=no_teacher))
+        save_work(partial(without_teacher.train, self._loss(cache), *places), unfinished / WORK)
+        with off_the_gpu(self.model):
+            carry_out(unfinished / WORK, processes, device, log)
+
+    def _loss(self, cache: Cache) -> BatchLoss:
+        task = self.task
+        return self.recovery.objective.batch_loss(self.model, task.blocks, task.teacher, cache)
+
+    def train(self, loss: BatchLoss, folder: Path, unfinished: Path, kept: KeptState, log: LogStep) -> None:
+        """Train with a loss that is ready, as one of the recovery's processes; see `carry_out`.
+
+        Args:
+            loss: of a batch.
+            folder: for what came of it.
+            unfinished: for checkpoints.
+            kept: nothing yet; it knows when the work began.
+            log: receives the losses.
+        """
         recovery, model, task = self.recovery, self.model, self.task
-        loss = recovery.objective.batch_loss(model, task.blocks, task.teacher, cache)
         set_seed(task.seed)
         adapted = recovery.adapt(model, self.maps)
         watch = WatchCallback(
@@ -73,17 +102,18 @@ class Training:
             recovery.micro_batch_size,
             lambda: recovery.computing(model),
             recovery.patience,
-            KeptState(),
+            kept,
         )
         arguments = trainer_arguments(recovery, unfinished, len(task.steps), task.seed, model.device.type)
         with unchanged_config(model), less_memory(model, recovery.gradient_checkpointing):
             course = train(adapted, training_rows(task.blocks), loss, arguments, watch, log, task.noise)
-        report = self._report(course) | {
-            "trained_parameters": sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad),
-            "seconds": time.monotonic() - started,
-        }
-        recovery.keep(adapted, folder)
-        (folder / REPORT).write_text(json.dumps(report))
+        if arguments.should_save:  # one of the processes does
+            report = self._report(course) | {
+                "trained_parameters": sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad),
+                "seconds": kept.seconds,
+            }
+            recovery.keep(adapted, folder)
+            (folder / REPORT).write_text(json.dumps(report))
         model.eval()
         torch.cuda.empty_cache()
 
@@ -106,7 +136,7 @@ def trainer_arguments(recovery: TrainedRecovery, folder: Path, steps: int, seed:
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=recovery.micro_batch_size,
-        gradient_accumulation_steps=recovery.batch_size // recovery.micro_batch_size,
+        gradient_accumulation_steps=recovery.batch_size // (recovery.micro_batch_size * processes_on(device, recovery)),
         train_sampling_strategy="sequential",
         learning_rate=recovery.learning_rate,
         warmup_steps=min(recovery.warmup_steps, steps // 2),
@@ -122,11 +152,29 @@ def trainer_arguments(recovery: TrainedRecovery, folder: Path, steps: int, seed:
         use_cpu=device == "cpu",
         dataloader_pin_memory=device != "cpu",
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,  # the run's own display shows the steps
     )
     if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # a run has one GPU; the Trainer would make the batches larger for those it finds
+        arguments._n_gpu = 1  # a process has one GPU; the Trainer would make the batches larger for those it finds
     return arguments
+
+
+def no_teacher() -> PreTrainedModel:
+    """Stand for a teacher where the loss is ready."""
+    raise AssertionError("the loss is ready")
+
+
+@contextmanager
+def off_the_gpu(model: PreTrainedModel) -> Iterator[None]:
+    """Leave the model's place on its GPU to the process that trains a copy there."""
+    device = model.device
+    model.to("cpu")  # type: ignore[arg-type]
+    torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        model.to(device)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import TrainerCallback
 
@@ -67,8 +68,9 @@ class WatchCallback(TrainerCallback):
         if not self.watched:
             return
         with self.computing():
-            found = scores(model, self.watched, self.batch_size)
-        state.log_history.append({WATCHED: {"step": self.steps.start + state.global_step, **found}})
+            found = [scores(model, self.watched, self.batch_size)]
+        broadcast_object_list(found)  # processes that did not agree on when to stop would wait for each other
+        state.log_history.append({WATCHED: {"step": self.steps.start + state.global_step, **found[0]}})
         if self.patience is None:
             return
         waited = scorings_since_best([row["validation/loss"] for row in trajectory(state)])

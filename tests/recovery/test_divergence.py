@@ -89,7 +89,7 @@ def test_a_model_that_is_broken_before_training_is_an_error(llama: PreTrainedMod
 
 
 def test_patience_takes_the_best_state_and_ends_early(llama: PreTrainedModel, cache: Cache) -> None:
-    options = SMALL | {"learning_rate": 3e-2, "scheduler": "constant_with_warmup", "watch_every": 2}
+    options = SMALL | {"learning_rate": 6e-2, "scheduler": "constant_with_warmup", "watch_every": 2}
     unlike = {"validation": torch.randint(2, 258, (6, 16), generator=torch.Generator().manual_seed(1))}
     twin = copy.deepcopy(llama)
     report, logged = recover(llama, Lora(**options, patience=2), cache, watched=unlike)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -23,7 +24,7 @@ from tests.recovery.trainings import SMALL, text
 RECOVERIES: dict[str, TrainedRecovery] = {
     "lora": Lora(**SMALL, save_every=3, watch_every=4, dropout=0.1),
     "full": FullFineTuning(**SMALL, save_every=3, watch_every=4),
-    "early_end": Lora(**SMALL | {"learning_rate": 0.3}, save_every=5, watch_every=1, patience=2),
+    "early_end": Lora(**SMALL | {"learning_rate": 0.1}, save_every=5, watch_every=1, patience=2),
 }
 KILLED_AT = {"lora": 8, "full": 8, "early_end": 6}
 TAKEN = {"lora": 12, "full": 12, "early_end": 4}
@@ -81,3 +82,26 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path: Path) -> No
     for step in (3, 6):
         (tmp_path / f"checkpoint-{step}" / KEPT).touch()
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
+
+
+def test_the_seconds_of_a_training_are_those_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step takes 10 seconds; what was done after the last checkpoint before the end is done, and counted, once."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("recovery.kept_state.time", clock)
+    recovery, cache = RECOVERIES["lora"], Cache(tmp_path)
+
+    def trained(first: int, ended_after: int | None) -> float:
+        model, _ = RandomLlamaSource(name="tiny", layers=2).load(cache, "cpu")
+
+        def log(row: dict[str, float]) -> None:
+            clock.now += 10 * (row["recovery/step"] >= first)
+            if row["recovery/step"] == ended_after:
+                raise KeyboardInterrupt
+
+        task = RecoveryTask(text(recovery), range(recovery.steps), 0, teacher=lambda: model)
+        return recovery.recover(model, task, cache, log).seconds
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(first=1, ended_after=8)  # the last checkpoint is that of step 6
+    clock.now += 1000  # until somebody starts it again
+    assert trained(first=7, ended_after=None) == 120

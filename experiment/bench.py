@@ -119,12 +119,7 @@ def prepare(config: schema.ExperimentConfig, run: RunFolder, tracker: Tracker) -
         [*documents, *own], data.allow_tested, tested, stability.text, cache, out_of_domain=stability.out_of_domain
     )
     other = out_of_domain_source(stability.out_of_domain, tested, nearness)
-    blocks = {
-        "calibration": (data.calibration_samples, data.calibration_length),
-        "compensation": config.compensation.blocks_needed(),
-        "recovery": config.recovery.blocks_needed(),
-        "validation": config.recovery.validation_needed(),
-    }
+    blocks = blocks_needed(config)
     tokens = max(count * length for count, length in (blocks["calibration"], blocks["compensation"]))
     calibrating = with_self_generated(
         documents, data.self_generated_share, tokens, model, tokenizer, cache, config.seed
@@ -151,6 +146,16 @@ def prepare(config: schema.ExperimentConfig, run: RunFolder, tracker: Tracker) -
         flatness=config.flatness.meter(model, layout, tokenizer, cache, factors),
         watched=watched_texts(texts, evaluator, other),
     )
+
+
+def blocks_needed(config: schema.ExperimentConfig) -> dict[str, tuple[int, int]]:
+    """Return the number and length (N, T) of the blocks that each use of the run's text asks for."""
+    return {
+        "calibration": (config.data.calibration_samples, config.data.calibration_length),
+        "compensation": config.compensation.blocks_needed(),
+        "recovery": config.recovery.blocks_needed(),
+        "validation": config.recovery.validation_needed(),
+    }
 
 
 def check_controls(config: schema.ExperimentConfig) -> None:

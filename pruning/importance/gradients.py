@@ -136,7 +136,8 @@ def draw_tokens(chances: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     cumulated = chances.cumsum(dim=-1)
     total = cumulated[:, -1:]
     passed = torch.minimum(places[:, None].to(cumulated) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulated, passed, right=True).squeeze(1)
+    drawn = torch.searchsorted(cumulated, passed, right=True).squeeze(1)
+    return drawn.clamp_max(chances.shape[-1] - 1)  # where chances are not finite, which the scores will tell
 
 
 @contextmanager

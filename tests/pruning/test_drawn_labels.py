@@ -94,6 +94,13 @@ def test_the_gradient_is_that_of_the_mean_loss_on_the_drawn_tokens(tiny: PreTrai
     assert batch_loss(tiny, tokens()).item() == pytest.approx(float(text), rel=1e-5)
 
 
+def test_a_model_that_is_not_finite_is_named_as_such(tiny: PreTrainedModel) -> None:
+    with torch.no_grad():
+        tiny.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"score of unit .* is nan: cannot rank it"):
+        UnitMask(labels=Labels.model).score(tiny, groups_of(tiny), tokens())
+
+
 @pytest.mark.parametrize("order", list(MaskOrder))
 def test_scores_depend_on_the_seed_and_not_on_the_batches(tiny: PreTrainedModel, order: MaskOrder) -> None:
     estimator = UnitMask(order=order, labels=Labels.model, label_seed=7)

@@ -98,11 +98,16 @@ def test_batches_and_layers_at_once_do_not_matter(family: str, tmp_path: Path) -
     whole = moments("whole", None, None)
     for index, sizes in enumerate([(1, None), (5, 3), (None, 1), (100, 100)]):
         other = moments(str(index), *sizes)
-        for reader in readers:
-            expected, found = whole.of(reader), other.of(reader)
-            assert torch.allclose(found.mean, expected.mean, rtol=1e-5, atol=1e-6)
-            scale = float(expected.second.diagonal().mean())
-            assert torch.allclose(found.second, expected.second, rtol=1e-4, atol=1e-6 * scale)
+        check_same(other, whole, readers)
+
+
+def check_same(found: StoredMoments, expected: StoredMoments, readers: set[str]) -> None:
+    """Assert that moments are the same up to rounding."""
+    for reader in readers:
+        ours, theirs = found.of(reader), expected.of(reader)
+        assert torch.allclose(ours.mean, theirs.mean, rtol=1e-5, atol=1e-6)
+        scale = float(theirs.second.diagonal().mean())
+        assert torch.allclose(ours.second, theirs.second, rtol=1e-4, atol=1e-6 * scale)
 
 
 def test_layers_at_once_is_the_price_in_passes(llama: PreTrainedModel, cache: Cache) -> None:
@@ -164,11 +169,7 @@ def test_moments_of_scored_samples_are_taken_as_they_pass_by(
     found = input_moments(llama, groups, TEXT, cache, batch_size=4, scored=SCORED)
     assert counts == {"samples": len(TEXT) - SCORED}
     expected = input_moments(llama, groups, TEXT, Cache(tmp_path / "whole"), batch_size=4)
-    for reader in set(readers_of(groups).values()):
-        ours, theirs = found.of(reader), expected.of(reader)
-        assert torch.allclose(ours.mean, theirs.mean, rtol=1e-5, atol=1e-6)
-        scale = float(theirs.second.diagonal().mean())
-        assert torch.allclose(ours.second, theirs.second, rtol=1e-4, atol=1e-6 * scale)
+    check_same(found, expected, set(readers_of(groups).values()))
 
 
 def test_passes_over_other_or_fewer_samples_keep_no_moments(llama: PreTrainedModel, cache: Cache) -> None:

@@ -30,18 +30,18 @@ class Quantization(Enum):
 
 @dataclass
 class Lora(TrainedRecovery):
-    """Low-rank adapters on linear maps (all but the head unless `target_modules` says which). Defaults are LLM-Pruner's."""
+    """Low-rank adapters on linear maps (all but the head unless `target_modules` says which)."""
 
     kind: ClassVar[str] = "adapters"
     is_adapter: ClassVar[bool] = True
 
-    r: int = 8
+    r: int = 16
     """Rank of the adapters."""
 
-    alpha: int = 16
+    alpha: int = 32
     """The update is scaled by alpha / r."""
 
-    dropout: float = 0.05
+    dropout: float = 0.0
     use_rslora: bool = False
     """Whether the update is scaled by alpha / sqrt(r) instead, which keeps its size for high ranks."""
 

@@ -62,7 +62,7 @@ class Distillation(Objective):
     temperature: float = 1.0
     """Both models' logits are divided by it, and the divergence multiplied by its square, as there."""
 
-    weight: float = 1.0
+    weight: float = 0.5
     """Of the divergence; the cross-entropy on the text has 1 - weight. In [0, 1]."""
 
     hidden_weight: float = 0.0

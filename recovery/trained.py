@@ -47,19 +47,19 @@ class TrainedRecovery(Recovery):
     data: dict[str, MixturePart] = field(default_factory=dict)
     """Text of the recovery's own, in named parts as in data=mixture; without any it reads the run's `data`."""
 
-    learning_rate: float = 1e-4
-    warmup_steps: int = 10
+    learning_rate: float = 5e-4
+    warmup_steps: int = 40
     scheduler: str = "linear"
     """Name of a transformers learning-rate schedule."""
 
     weight_decay: float = 0.0
-    steps: int = 100
+    steps: int = 400
     """Optimiser steps in all, over all trainings."""
 
-    batch_size: int = 8
+    batch_size: int = 2
     """Blocks in one step."""
 
-    micro_batch_size: int = 4
+    micro_batch_size: int = 2
     """Blocks in one forward pass; gradients are added up to `batch_size`."""
 
     length: int = 128
@@ -75,7 +75,7 @@ class TrainedRecovery(Recovery):
     validation_blocks: int = 16
     """With patience: blocks of the recovery's own held-out text. They are not in any figure that is reported."""
 
-    save_every: int = 25
+    save_every: int = 100
     """Steps from one checkpoint to the next: a run that was killed goes on from the last, to the same result."""
 
     gradient_checkpointing: bool = False

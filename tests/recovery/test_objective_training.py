@@ -51,7 +51,7 @@ def disagreement(model: PreTrainedModel, dense: PreTrainedModel) -> float:
 def test_distillation_brings_the_pruned_model_back_to_the_dense_one(
     pruned: PreTrainedModel, llama: PreTrainedModel, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recovery = Lora(**SMALL | {"steps": 24, "learning_rate": 3e-3}, dropout=0.0, objective=Distillation())
+    recovery = Lora(**SMALL | {"steps": 24, "learning_rate": 3e-3}, dropout=0.0, objective=Distillation(weight=1.0))
     before, twin = disagreement(pruned, llama), copy.deepcopy(pruned)
     report = recovery.recover(pruned, task(TEXT.repeat(2, 1), llama, 24), cache, say_nothing)
     assert disagreement(pruned, llama) < 0.75 * before
@@ -64,7 +64,7 @@ def test_distillation_brings_the_pruned_model_back_to_the_dense_one(
 
 
 def test_another_dense_model_is_another_training(pruned: PreTrainedModel, llama: PreTrainedModel, cache: Cache) -> None:
-    recovery, twin = Lora(**SMALL | {"steps": 2}, objective=Distillation()), copy.deepcopy(pruned)
+    recovery, twin = Lora(**SMALL | {"steps": 2}, objective=Distillation(weight=1.0)), copy.deepcopy(pruned)
     other = copy.deepcopy(llama)
     with torch.no_grad():
         other.model.norm.weight.mul_(3)

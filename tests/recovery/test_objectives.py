@@ -127,7 +127,7 @@ def test_a_step_is_the_same_however_it_is_shared_out(
 
 
 def test_the_dense_model_is_at_the_minimum_of_pure_distillation(llama: PreTrainedModel, cache: Cache) -> None:
-    loss = loss_of(Distillation(hidden_weight=1.0), llama, llama, TEXT, cache)
+    loss = loss_of(Distillation(weight=1.0, hidden_weight=1.0), llama, llama, TEXT, cache)
     found = loss(llama, batch_of(TEXT, 0, 1, 2), 33)
     found.backward()
     assert abs(found.item()) < 1e-6
@@ -162,7 +162,7 @@ def test_hidden_states_of_unequal_widths_are_refused(llama: PreTrainedModel, cac
     cut(narrow, layout, find_units(narrow, layout), PruningPlan({"hidden": tuple(range(24))}, 0.1, 0.1))
     with pytest.raises(ValueError, match=r"hidden_weight: the pruned model's hidden width is 24, the dense model's 32"):
         loss_of(Distillation(hidden_weight=0.1), narrow, llama, TEXT, cache)
-    loss = loss_of(Distillation(), narrow, llama, TEXT, cache)
+    loss = loss_of(Distillation(weight=1.0), narrow, llama, TEXT, cache)
     assert torch.isfinite(loss(narrow, batch_of(TEXT, 0), 11))
 
 

@@ -68,11 +68,12 @@ def score_text(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int = 8
     with torch.inference_mode():
         for batch in track(blocks.split(batch_size), "text"):
             ids = batch.to(model.device)
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            targets = ids[:, 1:]
-            chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-            loss_sums += (logits.logsumexp(-1) - chosen).sum(dim=1, dtype=torch.float64).tolist()
-            correct += (logits.argmax(-1) == targets).sum(dim=1).tolist()
+            logits = model(input_ids=ids, use_cache=False).logits
+            for tokens, own in zip(ids, logits, strict=True):  # block by block: never two copies of the logits of all
+                wide, targets = own[:-1].float(), tokens[1:]
+                chosen = wide.gather(-1, targets[:, None]).squeeze(-1)
+                loss_sums.append((wide.logsumexp(-1) - chosen).sum(dtype=torch.float64).item())
+                correct.append(int((wide.argmax(-1) == targets).sum()))
     if not all(map(math.isfinite, loss_sums)):
         raise RuntimeError("the model's loss on text is not finite: its weights or activations overflow in this dtype")
     return TextScore(loss_sums, correct, blocks.shape[1] - 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.test_run import folders, launch, result_of
 
 TWINS = ["algorithmic_stability=twins", "algorithmic_stability.twins=2", "algorithmic_stability.swapped=3"]
-COMMON = ["tracking=none", "save_model=false"]
+COMMON = ["recovery.batch_size=8", "tracking=none", "save_model=false"]
 
 
 def test_twins_are_measured_and_leave_the_run_as_it_is(tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ from tests.recovery.trainings import SMALL, text
 RECOVERIES: dict[str, TrainedRecovery] = {
     "lora": Lora(**SMALL, save_every=3, watch_every=4, dropout=0.1),
     "full": FullFineTuning(**SMALL, save_every=3, watch_every=4),
-    "early_end": Lora(**SMALL | {"learning_rate": 0.1}, save_every=5, watch_every=1, patience=2),
+    "early_end": Lora(
+        **SMALL | {"learning_rate": 0.1}, r=8, alpha=16, dropout=0.05, save_every=5, watch_every=1, patience=2
+    ),
 }
 KILLED_AT = {"lora": 8, "full": 8, "early_end": 6}
 TAKEN = {"lora": 12, "full": 12, "early_end": 4}

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from pruning.compensation.base import Correction
@@ -26,6 +25,7 @@ from pruning.importance.gradients import (
     next_token_logits,
     only_trainable,
     split_samples,
+    text_label_gradient,
 )
 from pruning.importance.mask_gradients import watched_outputs
 from pruning.layout import output_dim
@@ -60,8 +60,7 @@ def fit_gains(
             list(zip(split_samples(samples, batch_size), places.split(batch_size), strict=True)), "gains"
         ):
             logits = next_token_logits(model, batch)
-            text = batch[:, 1:].flatten().to(logits.device)
-            functional.cross_entropy(logits.flatten(0, 1).float(), text).backward(retain_graph=True)
+            logits.backward(text_label_gradient(logits, batch[:, 1:]), retain_graph=True)
             gradient += torch.stack([derivatives[name] for name in outputs]).sum(dim=1) * len(batch)
             logits.backward(drawn_label_gradient(logits, own))
             slopes = torch.stack([derivatives[name] for name in outputs]) * own.numel()  # of each token's own loss

@@ -40,7 +40,7 @@ class LeastSquares(CalibratedCompensation):
     gain_samples: int = 32
     """The first so many of the blocks are used for that."""
 
-    gain_ridge: float = 0.1
+    gain_ridge: float = 0.3
     """How strongly each gain is drawn to 1, relative to its own curvature."""
 
     def __post_init__(self) -> None:

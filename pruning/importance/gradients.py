@@ -112,22 +112,43 @@ def next_token_logits(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tens
         return model(input_ids=batch.to(model.device), use_cache=False).logits[:, :-1]
 
 
-@torch.no_grad()
+def text_label_gradient(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the gradient, by the logits, of their mean loss on given tokens.
+
+    Args:
+        logits: (B, T, V).
+        tokens: token ids, (B, T).
+    """
+    return _label_gradient(logits, tokens, lambda _, own: own)
+
+
 def drawn_label_gradient(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Return the gradient, by the logits, of their mean loss on tokens drawn from the distributions they stand for.
-
-    Of one token's loss it is softmax(logits) minus 1 at the token that was drawn.
 
     Args:
         logits: (B, T, V).
         places: where in the distributions, in [0, 1), the tokens are drawn, (B, T).
     """
+    return _label_gradient(logits, places, draw_tokens)
+
+
+@torch.no_grad()
+def _label_gradient(
+    logits: torch.Tensor, given: torch.Tensor, choose: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Return softmax(logits) minus 1 at each label, over the number of labels, one sample at a time for its memory.
+
+    Args:
+        logits: (B, T, V).
+        given: what the labels are chosen by, (B, T).
+        choose: takes the probabilities (T, V) and what is given (T,) of a sample, returns its labels (T,).
+    """
     gradients = torch.empty_like(logits)
-    for own, place, gradient in zip(logits, places, gradients, strict=True):
+    for own, sample, gradient in zip(logits, given.to(logits.device), gradients, strict=True):
         chances = own.to(wider(own)).softmax(dim=-1)
-        drawn = draw_tokens(chances, place)[:, None]
-        chances.scatter_add_(1, drawn, chances.new_full((1, 1), -1.0).expand_as(drawn))
-        gradient.copy_(chances.div_(places.numel()))
+        labels = choose(chances, sample)[:, None]
+        chances.scatter_add_(1, labels, chances.new_full((1, 1), -1.0).expand_as(labels))
+        gradient.copy_(chances.div_(given.numel()))
     return gradients
 
 

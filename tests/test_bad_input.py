@@ -66,6 +66,14 @@ def test_more_items_than_there_are_are_all_scored_and_it_is_said(
             ["+evaluation.texts.mine={text}", "evaluation.text_tokens=4096"],
             r"evaluation\.texts\.mine=.*: 32 windows of 128",
         ),
+        (
+            ["recovery=lora", "schedule=linear", "schedule.events=4", "recovery.when=each", "recovery.steps=2"],
+            r"recovery\.steps=2: too few to recover after each of 4 events",
+        ),
+        (
+            ["recovery=lora", "flatness=default", "flatness.space=lora", "recovery.use_dora=true"],
+            r"flatness\.space=lora: this recovery leaves no LoRA factors",
+        ),
     ],
 )
 def test_what_is_not_there_is_named_with_what_there_is(tmp_path: Path, options: list[str], message: str) -> None:

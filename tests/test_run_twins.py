@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.test_run import folders, launch, result_of
 
 TWINS = ["algorithmic_stability=twins", "algorithmic_stability.twins=2", "algorithmic_stability.swapped=3"]
 COMMON = ["recovery.batch_size=8", "tracking=none", "save_model=false"]
 
 
+@pytest.mark.slow
 def test_twins_are_measured_and_leave_the_run_as_it_is(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     launch(runs, *TWINS, *COMMON)

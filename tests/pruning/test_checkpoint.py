@@ -66,33 +66,34 @@ def test_a_pruned_model_loads_to_the_same_logits_and_saves_to_the_same_bytes(
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
 
 
-@pytest.mark.parametrize("family", ["llama_gqa_tied", "phi3", "gpt_neox", "bloom", "mixtral"])
 def test_unequal_widths_load_without_us(
-    family: str, tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor, tmp_path: Path
+    tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor, tmp_path: Path
 ) -> None:
-    """A process that cannot import this project loads the folder, scores, generates, and saves it again."""
-    model = build(family)
-    groups = find_units(model, find_layout(model))
-    cut(model, find_layout(model), groups, half_of(groups, STRUCTURES["heads"]))
-    save_checkpoint(model, tokenizer, tmp_path / "model")
+    """A process that cannot import this project loads the folders, scores, generates, and saves them again."""
+    models = {family: build(family) for family in ("llama_gqa_tied", "phi3", "gpt_neox", "bloom", "mixtral")}
+    for family, model in models.items():
+        groups = find_units(model, find_layout(model))
+        cut(model, find_layout(model), groups, half_of(groups, STRUCTURES["heads"]))
+        save_checkpoint(model, tokenizer, tmp_path / family)
     torch.save(tokens, tmp_path / "tokens.pt")
     script = f"""
 import sys, torch
 from transformers import AutoModelForCausalLM
 assert not any(name.startswith("pruning") for name in sys.modules)
 tokens = torch.load({str(tmp_path / "tokens.pt")!r})
-for folder in ("model", "again"):
-    model = AutoModelForCausalLM.from_pretrained({str(tmp_path)!r} + "/" + folder, trust_remote_code=True)
-    model.save_pretrained({str(tmp_path)!r} + "/again")
-    torch.save([model(tokens).logits, model.generate(tokens[:1], max_new_tokens=4, do_sample=False)], folder + ".pt")
+for family in {list(models)}:
+    for folder in (family, family + "_again"):
+        model = AutoModelForCausalLM.from_pretrained({str(tmp_path)!r} + "/" + folder, trust_remote_code=True)
+        model.save_pretrained({str(tmp_path)!r} + "/" + family + "_again")
+        torch.save([model(tokens).logits, model.generate(tokens[:1], max_new_tokens=4, do_sample=False)], folder + ".pt")
 """
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     environment.pop("PYTHONPATH", None)
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
-    expected = model.generate(tokens[:1], max_new_tokens=4, do_sample=False)
-    for name in ("model.pt", "again.pt"):
-        logits, generated = torch.load(tmp_path / name)
-        assert torch.equal(logits, model(tokens).logits)
+    for name, model in [(name, model) for family, model in models.items() for name in (family, f"{family}_again")]:
+        logits, generated = torch.load(tmp_path / f"{name}.pt")
+        expected = model.generate(tokens[:1], max_new_tokens=4, do_sample=False)
+        assert torch.equal(logits, model(tokens).logits), name
         assert torch.equal(generated, expected)
 
 

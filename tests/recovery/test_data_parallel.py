@@ -80,6 +80,7 @@ def test_lora_with_dropout_ends_early_at_the_same_best_state(
     assert_same(one, two)
 
 
+@pytest.mark.slow
 def test_distillation_of_examples_of_unequal_length_under_noise(llama: PreTrainedModel, tmp_path: Path) -> None:
     """Each process has its own number of learnt tokens: a mean of means would weigh short examples more."""
     sizes = [2, 13, 4, 9, 3, 12, 11, 2] * 4
@@ -114,6 +115,7 @@ class BreaksAt(Objective):
         return self.inner(model, batch, items) * (math.nan if int(batch["index"][0]) == self.row else 1)
 
 
+@pytest.mark.slow
 def test_all_processes_stop_when_the_loss_of_one_is_no_number(llama: PreTrainedModel, cache: Cache) -> None:
     options = SMALL | {"scheduler": "constant_with_warmup"}
     twin = copy.deepcopy(llama)

@@ -18,6 +18,7 @@ from pruning.importance.gradients import (
     drawn_label_gradient,
     label_places,
     next_token_logits,
+    text_label_gradient,
 )
 from pruning.importance.unit_mask import Labels, MaskOrder, MaskUnit, UnitMask
 from pruning.units import UnitGroup, UnitKind
@@ -92,6 +93,13 @@ def test_the_gradient_is_that_of_the_mean_loss_on_the_drawn_tokens(tiny: PreTrai
     assert torch.allclose(found.double(), logits.grad, atol=1e-7)
     text = functional.cross_entropy(logits.detach().flatten(0, 1), tokens()[:, 1:].flatten())
     assert batch_loss(tiny, tokens()).item() == pytest.approx(float(text), rel=1e-5)
+
+
+def test_the_gradient_of_the_texts_own_labels_is_that_of_its_loss(tiny: PreTrainedModel) -> None:
+    logits = tiny(tokens()).logits[:, :-1].detach().double().requires_grad_()
+    functional.cross_entropy(logits.flatten(0, 1), tokens()[:, 1:].flatten()).backward()
+    assert logits.grad is not None
+    assert torch.allclose(text_label_gradient(logits.detach(), tokens()[:, 1:]), logits.grad, atol=1e-12)
 
 
 def test_a_model_that_is_not_finite_is_named_as_such(tiny: PreTrainedModel) -> None:

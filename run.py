@@ -27,6 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from conf import identity, schema
+from evaluation.inputs import changed_inputs, input_digests
 from evaluation.progress import run_display
 from evaluation.publish import publish, republish
 from evaluation.report import model_card, print_report
@@ -44,7 +45,11 @@ log = logging.getLogger("secateur")
 
 
 def describe_result(
-    bench: Bench, who: RunIdentity, metrics: dict[str, float], trajectory: list[dict[str, float]]
+    bench: Bench,
+    who: RunIdentity,
+    inputs: dict[str, str],
+    metrics: dict[str, float],
+    trajectory: list[dict[str, float]],
 ) -> RunResult:
     """Put together what is known of a finished run."""
     from pruning.layout import layer_widths
@@ -61,6 +66,7 @@ def describe_result(
         environment=describe_environment(bench.device),
         timings=bench.run.timings,
         trajectory=trajectory,
+        inputs=inputs,
     )
 
 
@@ -74,8 +80,9 @@ def job(cfg: DictConfig, run: RunFolder) -> RunResult:
     with config.tracking.start(who) as tracker:
         with time_limit(config.time_limit, run.path / "run.log"):
             with run.stage("load"):
+                inputs = input_digests(who.config)
                 bench = prepare(config, run, tracker)
-            result = describe_result(bench, who, *experiment(bench))
+            result = describe_result(bench, who, inputs, *experiment(bench))
             if config.save_model:
                 from pruning.checkpoint import save_checkpoint
 
@@ -94,6 +101,8 @@ def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
         result = None if cfg.force else run.result()
         if result is not None:
             log.info("done before, nothing to do (force=true runs it again)")
+            for key in changed_inputs(identity.resolved(cfg), result.inputs):
+                log.warning("%s: what it names has changed since this run was done; force=true runs it again", key)
             if under_agent():  # which waits for the figures of its own W&B run
                 republish(result, run.path, schema.typed_value(cfg, "tracking"))
         else:

@@ -44,6 +44,9 @@ class RunResult:
     trajectory: list[dict[str, float]] = field(default_factory=list)
     """Scores of the watched texts in the course of the recovery, by `step`; empty in results from before there were any."""
 
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Key of the configuration -> digest of the file or folder that it names, as the run found it."""
+
     status: str = "done"
     schema: int = SCHEMA
 

@@ -81,6 +81,10 @@ class TrainedRecovery(Recovery):
     gradient_checkpointing: bool = False
     """Whether activations are computed again for the gradient instead of kept: less memory, about a third slower."""
 
+    bf16: bool = False
+    """Whether training computes matrix products in bfloat16 (autocast) while weights, sums and the loss keep their type: faster
+    where the device computes in it. Scores in between are taken without."""
+
     processes: int | str = 1
     """Processes that share out each step, one on each GPU, or auto for one on every visible GPU; the result is the same up to
     rounding."""
@@ -176,8 +180,14 @@ class TrainedRecovery(Recovery):
         raise NotImplementedError
 
     def computing(self, model: PreTrainedModel) -> AbstractContextManager[Any]:
-        """Return the context in which `model` runs while it is trained."""
+        """Return the context in which `model` can run while it is adapted."""
         return nullcontext()
+
+    def learning(self, model: PreTrainedModel) -> AbstractContextManager[Any]:
+        """Return the context of the passes that are learnt from."""
+        import torch
+
+        return torch.autocast(model.device.type, torch.bfloat16) if self.bf16 else self.computing(model)
 
     def recover(self, model: PreTrainedModel, task: RecoveryTask, cache: Cache, log: Log) -> RecoveryReport:
         """Train for some of the steps and take the result into the model; see the base class."""

@@ -55,7 +55,7 @@ class ObjectiveTrainer(Trainer):
     Args:
         trained: the model; its parameters that require gradients are trained.
         batch_loss: the objective's.
-        computing: makes the context in which the model runs.
+        learning: makes the context of the passes that are learnt from.
         options: the Trainer's.
     """
 
@@ -63,13 +63,13 @@ class ObjectiveTrainer(Trainer):
         self,
         trained: nn.Module,
         batch_loss: BatchLoss,
-        computing: Callable[[], AbstractContextManager[Any]],
+        learning: Callable[[], AbstractContextManager[Any]],
         **options: Any,
     ) -> None:
         super().__init__(model=trained, **options)
         self.trained = trained
         self.batch_loss = batch_loss
-        self.computing = computing
+        self.learning = learning
         self.model_accepts_loss_kwargs = True  # so that the learnt tokens of a step are counted ...
         self.loss_is_scaled_for_ga = True  # ... and the loss is not divided once more
 
@@ -81,7 +81,7 @@ class ObjectiveTrainer(Trainer):
         Dropout is drawn anew for every batch by the place of its first row, so it is the same whichever process has it.
         """
         torch.manual_seed(1_000_003 * self.args.seed + int(inputs["index"][0]))
-        with self.computing():
+        with self.learning():
             return self.batch_loss(model, inputs, num_items_in_batch) * self.accelerator.num_processes
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -148,6 +148,7 @@ def train(
     model: nn.Module,
     rows: Sequence[dict[str, Any]],
     loss: BatchLoss,
+    learning: Callable[[], AbstractContextManager[Any]],
     arguments: TrainingArguments,
     watch: WatchCallback,
     log: LogStep,
@@ -159,6 +160,7 @@ def train(
         model: in place.
         rows: what is trained on, in this order.
         loss: of a batch.
+        learning: makes the context of the passes that are learnt from.
         arguments: the Trainer's; the last complete checkpoint in its output folder is gone on from.
         watch: scores texts in the course of it.
         log: receives the losses.
@@ -173,7 +175,7 @@ def train(
     trainer = ObjectiveTrainer(
         model,
         loss,
-        watch.computing,
+        learning,
         args=arguments,
         train_dataset=rows,
         callbacks=[*noises, CheckpointCallback(kept, resumed), LogCallback(log), watch, divergence],

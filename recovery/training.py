@@ -100,13 +100,14 @@ class Training:
             task.steps,
             recovery.watch_every,
             recovery.micro_batch_size,
-            lambda: recovery.computing(model),
+            partial(recovery.computing, model),
             recovery.patience,
             kept,
         )
         arguments = trainer_arguments(recovery, unfinished, len(task.steps), task.seed, model.device.type)
         with unchanged_config(model), less_memory(model, recovery.gradient_checkpointing):
-            course = train(adapted, training_rows(task.blocks), loss, arguments, watch, log, task.noise)
+            learning = partial(recovery.learning, model)
+            course = train(adapted, training_rows(task.blocks), loss, learning, arguments, watch, log, task.noise)
         if arguments.should_save:  # one of the processes does
             report = self._report(course) | {
                 "trained_parameters": sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad),

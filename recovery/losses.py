@@ -20,6 +20,8 @@ def learnt(values: torch.Tensor, blocks: torch.Tensor) -> tuple[torch.Tensor, to
     """Return what a model gave where a learnt token comes next, (P, D) of `values` (B, T, D), and those tokens (P,)."""
     targets = labels_of(blocks)[:, 1:]
     chosen = targets != NOT_LEARNT
+    if chosen.all():  # the gradient of a choice is slow
+        return values[:, :-1].flatten(0, 1), targets.flatten()
     return values[:, :-1][chosen], targets[chosen]
 
 

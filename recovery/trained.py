@@ -53,13 +53,13 @@ class TrainedRecovery(Recovery):
     """Name of a transformers learning-rate schedule."""
 
     weight_decay: float = 0.0
-    steps: int = 400
+    steps: int = 320
     """Optimiser steps in all, over all trainings."""
 
-    batch_size: int = 2
+    batch_size: int = 4
     """Blocks in one step."""
 
-    micro_batch_size: int = 2
+    micro_batch_size: int = 4
     """Blocks in one forward pass; gradients are added up to `batch_size`."""
 
     length: int = 128

@@ -166,7 +166,7 @@ def test_an_unknown_key_dies_at_composition_and_is_named(override: str) -> None:
         ("recovery.r=0", r"recovery\.r=0: must be at least 1"),
         ("recovery.dropout=1.0", r"recovery\.dropout=1\.0: must be in \[0, 1\)"),
         ("recovery.learning_rate=0", r"recovery\.learning_rate=0\.0: must be above 0"),
-        ("recovery.micro_batch_size=3", r"recovery\.micro_batch_size=3: must divide recovery\.batch_size=2"),
+        ("recovery.micro_batch_size=3", r"recovery\.micro_batch_size=3: must divide recovery\.batch_size=4"),
         ("evaluation.items=0", r"evaluation\.items=0: must be at least 1"),
         ("evaluation.text_tokens=1", r"evaluation\.text_tokens=1: must be at least 2"),
         ("evaluation.windows=[128,1]", r"evaluation\.windows=\[128, 1\]: every window must be at least 2"),

@@ -9,6 +9,7 @@ is shared out over forward passes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ BatchLoss = Callable[["torch.nn.Module", Batch, "torch.Tensor | int"], "torch.Te
 Teacher = Callable[[], "PreTrainedModel"]
 """Loads the dense model."""
 
+Computing = Callable[["PreTrainedModel"], AbstractContextManager[Any]]
+"""From a model to the context, of autocast, in which it computes in a training."""
+
 
 @dataclass
 class Objective:
@@ -38,7 +42,9 @@ class Objective:
         """Return what a training depends on besides the settings, the model and the blocks."""
         return {}
 
-    def batch_loss(self, model: PreTrainedModel, blocks: torch.Tensor, teacher: Teacher, cache: Cache) -> BatchLoss:
+    def batch_loss(
+        self, model: PreTrainedModel, blocks: torch.Tensor, teacher: Teacher, cache: Cache, computing: Computing
+    ) -> BatchLoss:
         """Return the loss of a batch, once what it needs for all blocks is ready.
 
         Args:
@@ -46,13 +52,15 @@ class Objective:
             blocks: all blocks (N, T) or rows (N, 3, T) of the training; a batch's `index` counts them.
             teacher: loads the dense model; called only where an objective needs it.
             cache: where what many runs share is kept.
+            computing: in which what is needed of the dense model is computed, too.
 
         Raises:
             ValueError: the objective does not fit the model.
         """
-        from recovery.losses import language_modelling_loss
+        from recovery.head import is_last
+        from recovery.losses import TokenLoss
 
-        return language_modelling_loss
+        return TokenLoss(is_last(model, blocks[:1].to(model.device)))
 
 
 @dataclass
@@ -91,15 +99,21 @@ class Distillation(Objective):
 
         return {"teacher": fingerprint(teacher())}
 
-    def batch_loss(self, model: PreTrainedModel, blocks: torch.Tensor, teacher: Teacher, cache: Cache) -> BatchLoss:
+    def batch_loss(
+        self, model: PreTrainedModel, blocks: torch.Tensor, teacher: Teacher, cache: Cache, computing: Computing
+    ) -> BatchLoss:
         """Return the mixed loss, after the dense model's states are in the cache; see the base class."""
-        from recovery.distillation import DistillationLoss, require_equal_widths, teacher_outputs
+        from recovery.distillation import require_equal_widths, teacher_outputs
+        from recovery.head import is_last
+        from recovery.losses import TokenLoss
 
         dense = teacher()
         if self.hidden_weight:
             require_equal_widths(model, dense)
-        outputs = teacher_outputs(dense, blocks, cache, int(self.store_gb * 1e9))
-        return DistillationLoss(outputs, self.temperature, self.weight, self.hidden_weight)
+        with computing(dense):
+            outputs = teacher_outputs(dense, blocks, cache, int(self.store_gb * 1e9))
+        lean = is_last(model, blocks[:1].to(model.device))
+        return TokenLoss(lean, outputs, self.temperature, self.weight, self.hidden_weight)
 
 
 def training_rows(blocks: torch.Tensor) -> list[dict[str, Any]]:

@@ -80,7 +80,7 @@ class Training:
 
     def _loss(self, cache: Cache) -> BatchLoss:
         task = self.task
-        return self.recovery.objective.batch_loss(self.model, task.blocks, task.teacher, cache)
+        return self.recovery.objective.batch_loss(self.model, task.blocks, task.teacher, cache, self.recovery.learning)
 
     def train(self, loss: BatchLoss, folder: Path, unfinished: Path, kept: KeptState, log: LogStep) -> None:
         """Train with a loss that is ready, as one of the recovery's processes; see `carry_out`.

@@ -72,14 +72,14 @@ def test_one_example_in_a_row_is_read_as_alone_by_every_family(name: str) -> Non
 
 
 def test_the_gradient_of_a_packed_row_is_the_sum_of_its_examples(llama: PreTrainedModel) -> None:
-    from recovery.losses import language_modelling_loss
+    from recovery.losses import TokenLoss
 
     found = examples(seed=3)
     weight = llama.model.layers[0].self_attn.q_proj.weight
 
     def gradient(rows: torch.Tensor) -> torch.Tensor:
         llama.zero_grad()
-        language_modelling_loss(llama, {"blocks": rows}, 1).backward()
+        TokenLoss(head_is_last=True)(llama, {"blocks": rows}, 1).backward()
         return weight.grad.clone()
 
     alone = sum(gradient(to_rows([[example]], 32, 1)) for example in found)

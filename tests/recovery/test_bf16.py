@@ -22,7 +22,8 @@ def test_what_is_learnt_from_is_computed_in_bfloat16_and_what_is_scored_is_not(
     llama: PreTrainedModel, cache: Cache, kind: type[TrainedRecovery]
 ) -> None:
     seen: set[tuple[bool, torch.dtype]] = set()
-    llama.get_output_embeddings().register_forward_hook(lambda head, _, out: seen.add((head.training, out.dtype)))
+    up = llama.model.layers[0].mlp.up_proj
+    up.register_forward_hook(lambda module, _, out: seen.add((module.training, out.dtype)))
     options = SMALL | {"steps": 2, "watch_every": 1}
     recover(llama, kind(**options, bf16=True), cache, watched={"train": text(kind(**options))})
     assert seen == {(True, torch.bfloat16), (False, torch.float32)}

@@ -27,8 +27,8 @@ class BreaksAfter(Objective):
     batches: int = 0
     seen: list[int] = field(default_factory=list)
 
-    def batch_loss(self, model, blocks, teacher, cache):
-        inner = super().batch_loss(model, blocks, teacher, cache)
+    def batch_loss(self, model, blocks, teacher, cache, computing):
+        inner = super().batch_loss(model, blocks, teacher, cache, computing)
 
         def broken(model, batch, items):
             self.seen.append(1)

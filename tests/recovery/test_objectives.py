@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.cache import Cache
@@ -16,6 +18,8 @@ from pruning.packing import Example, to_rows
 from pruning.surgery import cut
 from pruning.units import PruningPlan
 from recovery.distillation import KeptTeacher, RunningTeacher, teacher_outputs
+from recovery.head import is_last, run_body
+from recovery.losses import TokenLoss
 from recovery.objectives import Distillation, Objective, training_rows
 from tests.zoo import build
 
@@ -49,7 +53,7 @@ def batch_of(blocks: torch.Tensor, *index: int) -> dict[str, torch.Tensor]:
 
 
 def loss_of(objective: Objective, model: PreTrainedModel, dense: PreTrainedModel, blocks: torch.Tensor, cache: Cache):
-    return objective.batch_loss(model, blocks, lambda: dense, cache)
+    return objective.batch_loss(model, blocks, lambda: dense, cache, lambda _: nullcontext())
 
 
 def sequences(blocks: torch.Tensor, index: tuple[int, ...]) -> list[tuple[list[int], int]]:
@@ -116,6 +120,57 @@ def test_language_modelling_is_the_slow_sum(
     assert loss(pruned, batch_of(blocks, 0, 1), count).item() == pytest.approx(total / count, rel=1e-5)
 
 
+@pytest.mark.parametrize("head_is_last", [True, False])
+@pytest.mark.parametrize(("temperature", "weight"), [(1.0, 0.0), (2.5, 0.3), (1.0, 0.5), (3.0, 1.0)])
+def test_the_closed_gradient_is_autograds(
+    temperature: float,
+    weight: float,
+    head_is_last: bool,
+    pruned: PreTrainedModel,
+    llama: PreTrainedModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("recovery.losses.ROWS", 5)  # 33 learnt tokens: seven parts, the last one short
+    weights = [pruned.model.layers[0].mlp.up_proj.weight, pruned.model.norm.weight]
+    pruned.lm_head.requires_grad_(False)
+    loss = TokenLoss(head_is_last, RunningTeacher(llama), temperature, weight)
+    found = torch.autograd.grad(loss(pruned, batch_of(TEXT, 0, 1, 2), 33), weights)
+    student, teacher = (model(TEXT[:3]).logits[:, :-1].flatten(0, 1) for model in (pruned, llama))
+    kl = F.kl_div(
+        F.log_softmax(student / temperature, -1),
+        F.log_softmax(teacher.detach() / temperature, -1),
+        log_target=True,
+        reduction="sum",
+    )
+    mixed = weight * temperature**2 * kl + (1 - weight) * F.cross_entropy(
+        student, TEXT[:3, 1:].flatten(), reduction="sum"
+    )
+    for own, wanted in zip(found, torch.autograd.grad(mixed / 33, weights), strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_a_head_that_is_trained_gets_its_gradient() -> None:
+    model = build("llama_mha")  # its head is not tied
+    assert model.lm_head.weight.requires_grad
+    (found,) = torch.autograd.grad(TokenLoss(True)(model, batch_of(TEXT, 0), 11), model.lm_head.weight)
+    (wanted,) = torch.autograd.grad(model(TEXT[:1], labels=TEXT[:1]).loss, model.lm_head.weight)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_head_is_taken_apart_where_it_comes_last(llama: PreTrainedModel) -> None:
+    assert is_last(llama, TEXT)
+    assert not is_last(build("gemma2"), TEXT)  # caps its logits
+    states = run_body(llama, TEXT)
+    torch.testing.assert_close(llama.lm_head(states), llama(TEXT).logits)
+
+
+def test_the_dense_models_states_are_computed_as_the_training_computes(llama: PreTrainedModel, cache: Cache) -> None:
+    exact = teacher_outputs(llama, TEXT, cache, 10**9)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = teacher_outputs(llama, TEXT, cache, 10**9)
+    assert 0 < (exact.states - rounded.states).abs().max() < 0.1 * exact.states.abs().max()
+
+
 def test_a_step_is_the_same_however_it_is_shared_out(
     pruned: PreTrainedModel, llama: PreTrainedModel, cache: Cache
 ) -> None:
@@ -147,8 +202,9 @@ def test_kept_states_are_of_distinct_blocks_and_are_not_computed_again(
     assert isinstance(running, RunningTeacher)
     for index in ((3, 2), (4, 0)):
         batch = batch_of(blocks, *index)
-        for found, wanted in zip(again(batch), running(batch), strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        (states, logits), (wanted_states, wanted_logits) = again(batch), running(batch)
+        torch.testing.assert_close(states, wanted_states, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits.of(slice(None)), wanted_logits.values, rtol=1e-4, atol=1e-5)
     assert teacher_outputs(llama, blocks, cache, 3 * 12 * 32 * 4).states.shape == (3, 12, 32)
 
 

@@ -47,13 +47,13 @@ class TrainedRecovery(Recovery):
     data: dict[str, MixturePart] = field(default_factory=dict)
     """Text of the recovery's own, in named parts as in data=mixture; without any it reads the run's `data`."""
 
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     warmup_steps: int = 40
     scheduler: str = "linear"
     """Name of a transformers learning-rate schedule."""
 
     weight_decay: float = 0.0
-    steps: int = 320
+    steps: int = 256
     """Optimiser steps in all, over all trainings."""
 
     batch_size: int = 4

@@ -162,6 +162,11 @@ def test_a_head_is_taken_apart_where_it_comes_last(llama: PreTrainedModel) -> No
     assert not is_last(build("gemma2"), TEXT)  # caps its logits
     states = run_body(llama, TEXT)
     torch.testing.assert_close(llama.lm_head(states), llama(TEXT).logits)
+    assert "forward" not in vars(llama.lm_head)
+    replaced = llama.lm_head.forward
+    llama.lm_head.forward = replaced  # as accelerate does
+    assert torch.equal(run_body(llama, TEXT), states)
+    assert llama.lm_head.forward is replaced
 
 
 def test_the_dense_models_states_are_computed_as_the_training_computes(llama: PreTrainedModel, cache: Cache) -> None:

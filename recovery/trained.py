@@ -48,12 +48,12 @@ class TrainedRecovery(Recovery):
     """Text of the recovery's own, in named parts as in data=mixture; without any it reads the run's `data`."""
 
     learning_rate: float = 1e-3
-    warmup_steps: int = 40
+    warmup_steps: int = 16
     scheduler: str = "linear"
     """Name of a transformers learning-rate schedule."""
 
     weight_decay: float = 0.0
-    steps: int = 256
+    steps: int = 240
     """Optimiser steps in all, over all trainings."""
 
     batch_size: int = 4

@@ -43,11 +43,11 @@ def assert_same(one: Outcome, other: Outcome) -> None:
     first, second = one[1], other[1]
     assert (first.tokens, first.trained_parameters) == (second.tokens, second.trained_parameters)
     assert (first.diverged, first.taken_step) == (second.diverged, second.taken_step)
-    assert first.train_loss == pytest.approx(second.train_loss, rel=1e-4)
+    assert first.train_loss == pytest.approx(second.train_loss, rel=1e-5)
     for points in zip(first.trajectory, second.trajectory, strict=True):
-        assert points[0] == pytest.approx(points[1], rel=1e-4)
+        assert points[0] == pytest.approx(points[1], rel=2e-5)
     for rows in zip(one[2], other[2], strict=True):
-        assert rows[0] == pytest.approx(rows[1], rel=1e-4)
+        assert rows[0] == pytest.approx(rows[1], rel=1e-5)
 
 
 def shared_out(

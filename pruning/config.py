@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from pruning.autocast import check_bf16
 from pruning.kinds import UnitKind
 
 
@@ -133,6 +134,10 @@ class PruningConfig:
     layer_ratios: dict[str, float] = field(default_factory=dict)
     """The same for single groups, by name: {layers.5.mlp: 0.3, layers.7.attention: 0.5, hidden: 0.1}."""
 
+    bf16: bool | str = False
+    """Whether passes over the calibration text (scores, moments, gains) compute matrix products in bfloat16, by autocast; auto:
+    for a float32 model where processor or GPU computes in it. No figure that is reported is taken so."""
+
     round_to: int = 1
     """What is left of MLP channels and of the hidden width is a multiple of it."""
 
@@ -148,6 +153,7 @@ class PruningConfig:
         for name in ("protect_first", "protect_last"):
             if getattr(self, name) < 0:
                 raise ValueError(f"pruning.{name}={getattr(self, name)}: must be at least 0")
+        check_bf16("pruning.bf16", self.bf16)
         counts = {"min_units": self.min_units, "round_to": self.round_to, "macs_tokens": self.macs_tokens}
         _check_at_least_one("pruning", counts | {"rounds": self.rounds})
         if self.rounds > 1 and self.direction is not Direction.smallest:

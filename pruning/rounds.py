@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.allocation import NOTHING, Allocator, StepTooSmall
+from pruning.autocast import passes
 from pruning.cache import Cache
 from pruning.compensation.apply import compensated, pruned_for_now
 from pruning.compensation.base import Compensation, Correction
@@ -76,7 +77,8 @@ class Chooser:
             # an allocator takes every plan to be carried out
             allocator = self.allocator if is_last else copy.deepcopy(self.allocator)
             aim = ratio if is_last else before + (ratio - before) * index / rounds
-            with pruned_for_now(model, groups, plan, corrections), self._passing(model, groups, samples, plan):
+            passing = self._passing(model, groups, samples, plan)
+            with pruned_for_now(model, groups, plan, corrections), self._computing(model), passing:
                 scores = score_units(self.importance, model, groups, samples, self.cache)
             try:
                 with compensated(model, corrections):
@@ -85,9 +87,15 @@ class Chooser:
                 if is_last:
                     raise
                 continue  # the next round takes the step
-            corrections = self.compensation.corrections(model, groups, plan, self.moments, self.cache, self.scored)
+            with self._computing(model):
+                corrections = self.compensation.corrections(model, groups, plan, self.moments, self.cache, self.scored)
         outputs = sublayer_outputs(model, self.allocator.layout)
-        return scores, plan, self.compensation.finish(model, groups, plan, outputs, self.moments, corrections)
+        with self._computing(model):
+            return scores, plan, self.compensation.finish(model, groups, plan, outputs, self.moments, corrections)
+
+    def _computing(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Return the context of passes over calibration text."""
+        return passes(self.allocator.config.bf16, model)
 
     @property
     def scored(self) -> int:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from pruning.autocast import autocast_inputs
 from pruning.cache import Cache
 from pruning.model import fingerprint
 from pruning.packing import model_inputs
@@ -78,10 +78,7 @@ def teacher_outputs(dense: PreTrainedModel, blocks: torch.Tensor, cache: Cache, 
     if size > limit or not is_last(dense, first):
         log.info("  distillation: the dense model runs along (its states would take %.1f GB)", size / 1e9)
         return RunningTeacher(dense)
-    device = dense.device.type
-    inputs: dict[str, Any] = {"model": fingerprint(dense), "blocks": distinct.tolist()}
-    if torch.is_autocast_enabled(device):
-        inputs["autocast"] = str(torch.get_autocast_dtype(device))
+    inputs = {"model": fingerprint(dense), "blocks": distinct.tolist(), **autocast_inputs(dense.device)}
     folder = cache.folder("teacher_states", inputs, lambda folder: keep_states(dense, distinct, states.dtype, folder))
     return KeptTeacher(head_of(dense), load_file(folder / STATES)["states"], places)
 

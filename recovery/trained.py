@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pruning.autocast import check_bf16, is_in_bfloat16, passes
 from pruning.mixture import MixturePart, check_parts, part_documents
 from pruning.progress import loop
 from recovery.base import Log, Recovery
@@ -81,9 +82,9 @@ class TrainedRecovery(Recovery):
     gradient_checkpointing: bool = False
     """Whether activations are computed again for the gradient instead of kept: less memory, about a third slower."""
 
-    bf16: bool = False
-    """Whether training computes matrix products in bfloat16 (autocast) while weights, sums and the loss keep their type: faster
-    where the device computes in it. Scores in between are taken without."""
+    bf16: bool | str = False
+    """Whether training computes matrix products in bfloat16, by autocast, while weights, sums and the loss keep their type;
+    auto: for a float32 model where processor or GPU computes in it. Scores in between are taken without."""
 
     processes: int | str = 1
     """Processes that share out each step, one on each GPU, or auto for one on every visible GPU; the result is the same up to
@@ -99,6 +100,7 @@ class TrainedRecovery(Recovery):
             raise ValueError(
                 f"recovery.micro_batch_size={self.micro_batch_size}: must divide recovery.batch_size={self.batch_size}"
             )
+        check_bf16("recovery.bf16", self.bf16)
         if isinstance(self.processes, int):
             check_processes(self.processes, self.batch_size, self.micro_batch_size)
         elif self.processes != "auto":
@@ -185,9 +187,7 @@ class TrainedRecovery(Recovery):
 
     def learning(self, model: PreTrainedModel) -> AbstractContextManager[Any]:
         """Return the context of the passes that are learnt from."""
-        import torch
-
-        return torch.autocast(model.device.type, torch.bfloat16) if self.bf16 else self.computing(model)
+        return passes(self.bf16, model) if is_in_bfloat16(self.bf16, model) else self.computing(model)
 
     def recover(self, model: PreTrainedModel, task: RecoveryTask, cache: Cache, log: Log) -> RecoveryReport:
         """Train for some of the steps and take the result into the model; see the base class."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
+from pruning.autocast import is_in_bfloat16
 from pruning.cache import Cache
 from pruning.model import fingerprint
 from pruning.packing import token_count
@@ -53,9 +54,10 @@ class Training:
     def inputs(self) -> dict[str, Any]:
         """Return what the result depends on."""
         recovery, task = self.recovery, self.task
+        settings = recovery.settings() | {"bf16": is_in_bfloat16(recovery.bf16, self.model)}
         return {
             "model": fingerprint(self.model),
-            "settings": {name: value for name, value in recovery.settings().items() if name not in SCHEDULING},
+            "settings": {name: value for name, value in settings.items() if name not in SCHEDULING},
             "objective": [type(recovery.objective).__name__, recovery.objective.cache_inputs(task.teacher)],
             "maps": self.maps,
             "steps": [task.steps.start, task.steps.stop],

@@ -28,6 +28,7 @@ from pruning.importance.gradients import (
     text_label_gradient,
 )
 from pruning.importance.mask_gradients import watched_outputs
+from pruning.importance.reduction import wider
 from pruning.layout import output_dim
 from pruning.progress import track
 
@@ -53,7 +54,7 @@ def fit_gains(
     derivatives: dict[str, torch.Tensor] = {}
 
     def watch(name: str, output: torch.Tensor, slope: torch.Tensor) -> None:
-        derivatives[name] = (output.double() * slope).sum(dim=-1).flatten().cpu()
+        derivatives[name] = (output.to(wider(output)) * slope).sum(dim=-1).flatten().double().cpu()
 
     with only_trainable(model, ()), watched_outputs(model, outputs, watch):
         for batch, own in track(

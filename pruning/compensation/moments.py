@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from pruning.autocast import autocast_inputs
 from pruning.cache import Cache, digest
 from pruning.importance.activations import InputMoments as StreamedMoments
 from pruning.importance.activations import InputSums, stream_input_moments
@@ -130,7 +131,8 @@ def moments_in_passing(
 
 def _inputs(model: PreTrainedModel, readers: Sequence[str], samples: torch.Tensor) -> dict[str, Any]:
     """Return what moments depend on."""
-    return {"model": fingerprint(model), "readers": readers, "samples": digest(samples.tolist())}
+    text = {"readers": readers, "samples": digest(samples.tolist())}
+    return {"model": fingerprint(model), **text, **autocast_inputs(model.device)}
 
 
 def _keep(folder: Path, reader: str, moments: StreamedMoments) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from pruning.autocast import autocast_inputs
 from pruning.cache import Cache, digest
 from pruning.importance.base import ImportanceEstimator, Needs
 from pruning.importance.normalization import normalizers
@@ -72,6 +73,7 @@ def score_units(
         "model": fingerprint(model),
         "groups": sorted(groups),
         "samples": digest(samples.tolist()) if needs_text else None,
+        **(autocast_inputs(model.device) if needs_text else {}),
     }
     found = cache.json("scores", inputs, lambda: _compute(estimator, model, groups, samples if needs_text else None))
     values = _tensors(found["values"], groups)

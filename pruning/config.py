@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from pruning.autocast import check_bf16
 from pruning.kinds import UnitKind
@@ -134,7 +135,7 @@ class PruningConfig:
     layer_ratios: dict[str, float] = field(default_factory=dict)
     """The same for single groups, by name: {layers.5.mlp: 0.3, layers.7.attention: 0.5, hidden: 0.1}."""
 
-    bf16: bool | str = False
+    bf16: Any = False  # bool | str, which OmegaConf cannot merge into a group of this very class
     """Whether passes over the calibration text (scores, moments, gains) compute matrix products in bfloat16, by autocast; auto:
     for a float32 model where processor or GPU computes in it. No figure that is reported is taken so."""
 

@@ -69,7 +69,7 @@ class EvaluationConfig:
     """Tokens read of each corpus at each window length, spread evenly over it; null for the whole corpus."""
 
     batch_size: int = 8
-    """Blocks of text in one forward pass."""
+    """Blocks of text in one forward pass; of blocks longer than 128 tokens, as many tokens as in so many of 128."""
 
     generations: int = 4
     """Prompts from the text of the probes (stability.text) that each model continues, for a person to read; 0 for none."""

@@ -7,10 +7,8 @@ run or another, is not measured again. Speeds are always taken anew.
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from evaluation.batch_size import BatchSize, in_one_size
@@ -53,10 +51,10 @@ class Evaluator:
             for name, source in config.texts.items()
             for window in config.windows
         }
-        self.text_batches: defaultdict[int, BatchSize] = defaultdict(partial(text_batch, config.batch_size))
-        """Tokens in a block -> how many blocks are scored at once."""
+        self._text_batches: dict[int, BatchSize] = {}
+        """Tokens in a block -> how many blocks are scored at once: see `text_batch`."""
 
-        self.divergence_batch = text_batch(config.batch_size)
+        self.divergence_batch = text_batch(config.batch_size, stability.length)
         self.text_bytes = {name: scored_bytes(tokenizer, blocks) for name, blocks in self.text_blocks.items()}
         self.prompts = self.probe_blocks[:0]
         if count := config.generations:
@@ -77,8 +75,17 @@ class Evaluator:
 
         before = Snapshot(self, copy.deepcopy(model) if self.stability.kl else model)
         blocks = self.probe_blocks
-        in_one_size(lambda size: score_text(model, blocks[:size], size), self.text_batches[blocks.shape[1]])
+        in_one_size(lambda size: score_text(model, blocks[:size], size), self.text_batch(blocks))
         return before
+
+    def text_batch(self, blocks: torch.Tensor) -> BatchSize:
+        """Return how many of some blocks (N, T) are scored at once: of all blocks of one length as many."""
+        from evaluation.perplexity import text_batch
+
+        length = blocks.shape[1]
+        if length not in self._text_batches:
+            self._text_batches[length] = text_batch(self.config.batch_size, length)
+        return self._text_batches[length]
 
     def windows(self, source: str, length: int, count: int | None, key: str) -> torch.Tensor:
         """Return windows (N, T) spread evenly over a bundled corpus or a file, which `key` asks for."""
@@ -114,7 +121,7 @@ class Snapshot:
             asked = inputs | {"batch_size": size}
             return self.evaluator.cache.json("text", asked, lambda: asdict(score_text(self.model, blocks, size)))
 
-        return TextScore(**in_one_size(score, self.evaluator.text_batches[blocks.shape[1]], fixed=fixed))
+        return TextScore(**in_one_size(score, self.evaluator.text_batch(blocks), fixed=fixed))
 
     def zeroshot(self) -> dict[str, dict[str, Any]]:
         """Return metrics and outcomes of every task; empty when there are no tasks."""

@@ -79,10 +79,17 @@ def score_text(model: PreTrainedModel, blocks: torch.Tensor, batch_size: int = 8
     return TextScore(loss_sums, correct, blocks.shape[1] - 1)
 
 
-def text_batch(size: int) -> BatchSize:
-    """Return how many blocks of text may be in a batch."""
+TOKENS_OF_A_BLOCK = 128
+"""Up to this length `evaluation.batch_size` counts blocks of text, beyond it their tokens."""
+
+
+def text_batch(size: int, length: int) -> BatchSize:
+    """Return how many blocks of `length` tokens may be in a batch: `size`, or as many tokens as in so many blocks of 128.
+
+    Longer blocks fill a batch as well by fewer, and logits, the most that scoring holds, stay as small.
+    """
     fix = "Use shorter blocks (stability.length, evaluation.windows), a smaller type (model.dtype=bfloat16) or another device"
-    return BatchSize(size, "blocks of text", fix)
+    return BatchSize(max(1, min(size, size * TOKENS_OF_A_BLOCK // length)), "blocks of text", fix)
 
 
 def scored_bytes(tokenizer: PreTrainedTokenizerBase, blocks: torch.Tensor) -> int:

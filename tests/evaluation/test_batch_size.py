@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from evaluation.batch_size import BatchSize, in_one_size, is_out_of_memory
 from evaluation.config import CostConfig, EvaluationConfig
 from evaluation.measure import Evaluator
-from evaluation.perplexity import score_text, token_divergence
+from evaluation.perplexity import score_text, text_batch, token_divergence
 from evaluation.stability import StabilityConfig
 from pruning.cache import Cache
 from tests.conftest import build
@@ -66,11 +66,16 @@ def test_text_is_scored_in_smaller_batches_of_one_size_to_the_same_scores(
     assert found.loss_sums == pytest.approx(wanted.loss_sums, rel=1e-5)
     assert found.correct == wanted.correct
     other = evaluator.snapshot(build("llama_mha")).text(blocks)  # a model that is scored later begins with what fitted
-    assert evaluator.text_batches[24].size == 2
+    assert evaluator.text_batch(evaluator.probe_blocks).size == 2
     assert len(other.loss_sums) == 12
     assert warnings_of(caplog) == [
         "out of memory with 8 blocks of text in a batch: smaller batches from here on",
     ]
+
+
+@pytest.mark.parametrize(("length", "blocks"), [(24, 8), (128, 8), (129, 7), (512, 2), (1024, 1), (2048, 1)])
+def test_long_blocks_are_scored_by_as_many_tokens(length: int, blocks: int) -> None:
+    assert text_batch(8, length).size == blocks
 
 
 def test_windows_of_another_length_keep_their_own_batches(evaluator: Evaluator, llama: PreTrainedModel) -> None:
@@ -83,7 +88,7 @@ def test_windows_of_another_length_keep_their_own_batches(evaluator: Evaluator, 
 def test_scores_are_kept_under_the_size_they_were_taken_in(evaluator: Evaluator, llama: PreTrainedModel) -> None:
     blocks = evaluator.probe_blocks
     evaluator.snapshot(llama).text(blocks)
-    evaluator.text_batches[24].size = 4
+    evaluator.text_batch(blocks).size = 4
     evaluator.snapshot(llama).text(blocks)
     sizes = [json.loads(path.read_text())["inputs"]["batch_size"] for path in evaluator.cache.root.glob("text/*.json")]
     assert sorted(sizes) == [4, 8]
@@ -116,7 +121,7 @@ def test_a_probe_after_a_cut_is_not_taken_in_smaller_batches(evaluator: Evaluato
     ):
         evaluator.snapshot(llama).probe(after_cut=True)
     assert memory.shapes == []
-    assert evaluator.text_batches[24].size == 8
+    assert evaluator.text_batch(evaluator.probe_blocks).size == 8
 
 
 def test_a_single_block_that_does_not_fit_is_an_error_with_what_helps(
@@ -138,7 +143,7 @@ def test_the_divergence_takes_smaller_batches_without_changing_those_of_probes(
     found = evaluator.snapshot(other).divergence_from(before)
     assert found == pytest.approx(wanted, rel=1e-4)
     assert evaluator.divergence_batch.size == 4
-    assert evaluator.text_batches[24].size == 8
+    assert evaluator.text_batch(evaluator.probe_blocks).size == 8
 
 
 def test_other_errors_are_raised_as_they_are() -> None:
